@@ -1,0 +1,1 @@
+"""tokenpriority: reference log-probabilities and signed token priorities from a shared scoring server."""

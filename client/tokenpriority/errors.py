@@ -1,0 +1,184 @@
+"""Every error of the contract, on both sides of the wire.
+
+Knows the error types, their HTTP statuses and how one is written and read. Knows nothing of HTTP libraries.
+
+    TokenPriorityError
+    ├── ConnectionFailed            the server could not be reached, or stopped answering
+    ├── FingerprintChanged          the server's model is not the one this run began with
+    ├── SequenceErrors              some sequences of a call were refused (holds both halves)
+    └── ApiError                    the server answered with an error
+        ├── MalformedBody       400    not JSON / msgpack
+        ├── Unauthorized        401
+        ├── Forbidden           403
+        ├── NotFound            404    unknown model, method or route
+        ├── TooLarge            413    split the request
+        ├── InvalidRequest      422    a field is unknown, of the wrong type or out of range
+        │   ├── InvalidParameter       of the method
+        │   └── InvalidSequence        one sequence; the others of its request are scored
+        ├── Overloaded          429    carries `retry_after`
+        ├── Unavailable         503    loading, draining
+        ├── EngineFault         503    the engine failed on this work
+        └── InternalError       500    a bug
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class TokenPriorityError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class ConnectionFailed(TokenPriorityError):
+    """The server could not be reached, or the connection broke, after all retries."""
+
+
+class FingerprintChanged(TokenPriorityError):
+    """The server now scores with another model than at the start of this run: its numbers must not be mixed."""
+
+
+class ApiError(TokenPriorityError):
+    """An error the server answered with.
+
+    `type` is the wire name, `status` the HTTP status, `request_id` the server's id of the request (None on the
+    server's side), `retry_after` the seconds after which to try again (None if the server did not say).
+    """
+
+    type: ClassVar[str] = "error"
+    status: ClassVar[int] = 500
+
+    def __init__(self, message: str, *, request_id: str | None = None, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.request_id = request_id
+        self.retry_after = retry_after
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.message, self.request_id, self.retry_after)
+
+    def __str__(self) -> str:
+        return f"{self.message} (request {self.request_id})" if self.request_id else self.message
+
+
+def _rebuild(cls: type[ApiError], message: str, request_id: str | None, retry_after: float | None) -> ApiError:
+    return cls(message, request_id=request_id, retry_after=retry_after)
+
+
+class MalformedBody(ApiError):
+    """The body is not the JSON or msgpack it says it is."""
+
+    type, status = "malformed_body", 400
+
+
+class Unauthorized(ApiError):
+    """The key is missing or unknown."""
+
+    type, status = "unauthorized", 401
+
+
+class Forbidden(ApiError):
+    """The key does not allow this."""
+
+    type, status = "forbidden", 403
+
+
+class NotFound(ApiError):
+    """No such model, method or route."""
+
+    type, status = "not_found", 404
+
+
+class TooLarge(ApiError):
+    """The request is larger than the server takes at once; the client splits it."""
+
+    type, status = "too_large", 413
+
+
+class InvalidRequest(ApiError):
+    """A field is unknown, missing, of the wrong type or out of range."""
+
+    type, status = "invalid_request", 422
+
+
+class InvalidParameter(InvalidRequest):
+    """A method's parameter is unknown, of the wrong type or out of range."""
+
+    type, status = "invalid_parameter", 422
+
+
+class InvalidSequence(InvalidRequest):
+    """One sequence cannot be scored as it is; the others of its request are."""
+
+    type, status = "invalid_sequence", 422
+
+
+class Overloaded(ApiError):
+    """The server has as much work as it accepts; `retry_after` says when to come back."""
+
+    type, status = "overloaded", 429
+
+
+class Unavailable(ApiError):
+    """The server is loading its models or draining."""
+
+    type, status = "unavailable", 503
+
+
+class EngineFault(ApiError):
+    """The engine failed on this work; nothing wrong was returned or kept."""
+
+    type, status = "engine_fault", 503
+
+
+class InternalError(ApiError):
+    """A bug in the server; the request id finds it in its log."""
+
+    type, status = "internal_error", 500
+
+
+_WIRE: tuple[type[ApiError], ...] = (
+    MalformedBody,
+    Unauthorized,
+    Forbidden,
+    NotFound,
+    TooLarge,
+    InvalidRequest,
+    InvalidParameter,
+    InvalidSequence,
+    Overloaded,
+    Unavailable,
+    EngineFault,
+    InternalError,
+)
+ERROR_TYPES: dict[str, type[ApiError]] = {cls.type: cls for cls in _WIRE}
+"""Wire name -> class; the one table from an error's type to its status."""
+
+
+def error_class(type_name: str | None, status: int) -> type[ApiError]:
+    """The class for a wire type, else for a status (a proxy's error page has no type)."""
+    if type_name in ERROR_TYPES:
+        return ERROR_TYPES[type_name]
+    for cls in _WIRE:
+        if cls.status == status:
+            return cls
+    return InternalError if status >= 500 else InvalidRequest
+
+
+class SequenceErrors(TokenPriorityError):
+    """Some sequences of a call failed; nothing that was scored is lost.
+
+    `failures` maps the sequence's position in the call to its error; `results` holds, in call order, the scores
+    of the others and None where a sequence failed.
+    """
+
+    def __init__(self, failures: dict[int, ApiError], results: list[Any]) -> None:
+        self.failures = failures
+        self.results = results
+        first = min(failures)
+        super().__init__(
+            f"{len(failures)} of {len(results)} sequences failed; the first is number {first}: {failures[first]}"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.failures, self.results)

@@ -1,0 +1,52 @@
+"""Evidence: what a frozen or a live model says about the tokens of one sequence.
+
+Knows the six signals, their order and their alignment. Knows nothing of how they are computed or used.
+
+Alignment, the one rule: every array has the length of `token_ids`, and row i speaks of the prediction of token i
+from tokens 0..i-1. Index 0 has no prediction; it and every position before `score_from` hold NaN.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tokenpriority.arrays import Array
+from tokenpriority.errors import InvalidParameter
+
+SIGNALS = ("logprob", "entropy", "top1_logprob", "rank", "mass_above", "mass_tied")
+"""The signals an engine returns, in the order of the rows of its [6, T] float32 array."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """The signals of one sequence; arrays of one shape (T,), float32 from an engine, natural logarithm.
+
+    With q the model's distribution at the position, from the full vocabulary, and y the token:
+    """
+
+    logprob: Array
+    """log q(y)."""
+    entropy: Array | None = None
+    """-sum_v q(v) log q(v), nats."""
+    top1_logprob: Array | None = None
+    """max_v log q(v)."""
+    rank: Array | None = None
+    """1 + #{v: q(v) > q(y)}; exact in float32 up to 2**24."""
+    mass_above: Array | None = None
+    """sum of q(v) over q(v) > q(y)."""
+    mass_tied: Array | None = None
+    """sum of q(v) over v != y with q(v) = q(y)."""
+
+    @classmethod
+    def from_rows(cls, rows: np.ndarray[tuple[int, int], np.dtype[np.float32]]) -> Evidence:
+        """Evidence from an engine's [6, T] array, rows in the order of `SIGNALS`; views, no copy."""
+        return cls(*rows)
+
+    def signal(self, name: str) -> Array:
+        """One signal, shape (T,). Raises InvalidParameter if it is absent: an absent signal is never invented."""
+        value = getattr(self, name) if name in SIGNALS else None
+        if value is None:
+            raise InvalidParameter(f"signal {name!r} is not available from this model (engine or live student)")
+        return value

@@ -1,0 +1,90 @@
+"""Methods that rank tokens by how much a warmed reference improves on its base: Token Cleaning and Forgetting.
+
+Both score s_t = log p_ref(y_t) - log p_base(y_t) and keep the best share; Forgetting pushes the rest down.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from tokenpriority.arrays import Array, Namespace
+from tokenpriority.methods.method import Inputs, Method
+from tokenpriority.methods.scope import RankingParams, descending_rank, floor_share, kept
+
+
+class TokenCleaningParams(RankingParams):
+    """Parameters of `token_cleaning`; defaults are the authors' (`data_prop`, `select_token_level`)."""
+
+
+class ForgettingParams(RankingParams):
+    """Parameters of `forgetting`; the share is the authors', their scope is the dataset."""
+
+    keep: float = Field(0.7, gt=0, le=1)
+    scope: Literal["sequence", "dataset"] = "dataset"
+
+
+def excess(inputs: Inputs, params: RankingParams, *, xp: Namespace) -> Array:  # noqa: ARG001
+    """The score both methods rank by, s_t = log p_ref(y_t) - log p_base(y_t), nats."""
+    return inputs.evidence("reference").logprob - inputs.evidence("base").logprob
+
+
+def token_cleaning(inputs: Inputs, params: TokenCleaningParams, *, xp: Namespace) -> Array:
+    """Keep the tokens on which the reference improves most on the base; drop the others.
+
+    w_t = 1[s_t among the best floor(n * keep)], n the scored tokens of the sequence; or 1[s_t >= threshold].
+    """
+    score = excess(inputs, params, xp=xp)
+    return xp.where(kept(score, inputs.mask, params, xp=xp), xp.ones_like(score), xp.zeros_like(score))
+
+
+def forgetting(inputs: Inputs, params: ForgettingParams, *, xp: Namespace) -> Array:
+    """Train on the tokens on which the reference improves most, and forget the others.
+
+    w_t = +1 for the best floor(n * keep), -1 for the next floor(n * (1 - keep)) (the floors may leave one token at
+    0); with a threshold, +1 at or above it and -1 below. The trainer's ramp scales the negatives and both signs have
+    denominators of their own, which gives the authors' sum_pos nll / n_pos - lambda(step) sum_neg nll / n_neg.
+    """
+    score = excess(inputs, params, xp=xp)
+    positive = kept(score, inputs.mask, params, xp=xp)
+    negative = inputs.mask & ~positive
+    if params.threshold is None:
+        last = floor_share(inputs.mask, params.keep, xp=xp) + floor_share(inputs.mask, 1 - params.keep, xp=xp)
+        rank = descending_rank(score, inputs.mask, xp=xp)
+        negative = negative & (xp.astype(rank, xp.float64) < last)
+    one = xp.ones_like(score)
+    return xp.where(positive, one, xp.where(negative, -one, xp.zeros_like(score)))
+
+
+TOKEN_CLEANING = Method(
+    name="token_cleaning",
+    version=1,
+    sign="positive",
+    roles=("reference", "base"),
+    scope="sequence",
+    denominator="kept",
+    equation="w_t = 1[log p_ref(y_t) - log p_base(y_t) in the best share]",
+    citation="Token Cleaning, arXiv 2502.01968",
+    verified="authors' code",
+    params=TokenCleaningParams,
+    formula=token_cleaning,
+    statistic=excess,
+)
+
+FORGETTING = Method(
+    name="forgetting",
+    version=1,
+    sign="signed",
+    roles=("reference", "base"),
+    scope="dataset",
+    denominator="by_sign",
+    equation="w_t = +1 in the best share of log p_ref(y_t) - log p_base(y_t), else -1",
+    citation="Forgetting, arXiv 2508.04329",
+    verified="authors' code",
+    params=ForgettingParams,
+    formula=forgetting,
+    statistic=excess,
+    negatives="ascent",
+    ramp=(0.0, 0.25),
+)

@@ -1,0 +1,206 @@
+"""The wire contract: every body of every route, once.
+
+Knows the fields, their types and limits; the OpenAPI document, the server's parsing and the client's reading all
+come from these structs. Knows nothing of tokenizers, models or transport.
+
+Arrays travel in one of two forms. In JSON: lists of numbers, NaN as null. In msgpack: `bin` holding raw
+little-endian values (`<u4` for ids, `u1` for masks, `<f4` for everything else). A request may use either form in
+either format (in JSON the binary form is base64).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+Name = Annotated[str, Meta(min_length=1, max_length=200)]
+Ids = bytes | list[Annotated[int, Meta(ge=0, lt=2**32)]]
+Bits = bytes | list[Annotated[int, Meta(ge=0, le=1)]]
+Numbers = bytes | list[float | None]
+Message = dict[str, Any]
+
+
+class _Struct(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    pass
+
+
+class Span(_Struct):
+    """A signed label from the caller: tokens in [start, end) get `priority` whatever the method says.
+
+    Offsets are of characters where the sequence is given as text, messages or prompt+completion (of the text, of
+    `messages[message].content`, of prompt + completion), of tokens where it is given as token_ids; `unit` overrides
+    that. A token counts as inside if it overlaps. Of overlapping spans the later one holds. Masked tokens stay 0.
+    """
+
+    start: Annotated[int, Meta(ge=0)]
+    end: Annotated[int, Meta(ge=1)]
+    priority: Annotated[float, Meta(ge=-100.0, le=100.0)]
+    unit: Literal["token", "char"] | UnsetType = UNSET
+    message: Annotated[int, Meta(ge=0)] | UnsetType = UNSET
+
+
+class SequenceItem(_Struct):
+    """One sequence, in exactly one of four forms: token_ids; text; messages; prompt + completion.
+
+    `mask[i] = 0` gives token i priority 0; `score_from` is the index of the first token scored. At most one of the
+    two. Messages default to the assistant's tokens, prompt + completion to the completion, else all are scored.
+    """
+
+    id: Annotated[str, Meta(max_length=200)] | int | UnsetType = UNSET
+    token_ids: Ids | UnsetType = UNSET
+    text: str | UnsetType = UNSET
+    messages: list[Message] | UnsetType = UNSET
+    prompt: str | list[Message] | UnsetType = UNSET
+    completion: str | list[Message] | UnsetType = UNSET
+    mask: Bits | UnsetType = UNSET
+    score_from: Annotated[int, Meta(ge=0)] | UnsetType = UNSET
+    spans: list[Span] | UnsetType = UNSET
+
+
+class MethodCall(_Struct):
+    """A priority method by name, with its parameters (see GET /v1/methods for each one's schema)."""
+
+    name: Name = "uniform"
+    params: dict[str, Any] = msgspec.field(default_factory=dict)
+
+
+SignalName = Literal["entropy", "top1_logprob", "rank", "mass_above", "mass_tied"]
+
+
+class PriorityRequest(_Struct):
+    """Body of POST /v1/priorities."""
+
+    sequences: Annotated[list[SequenceItem], Meta(min_length=1)]
+    model: Name = "reference"
+    method: MethodCall = msgspec.field(default_factory=MethodCall)
+    signals: list[SignalName] = msgspec.field(default_factory=list)
+
+
+class RequestEnvelope(_Struct):
+    """A PriorityRequest whose sequences are still raw, so that one bad sequence does not spoil the others."""
+
+    sequences: Annotated[list[msgspec.Raw], Meta(min_length=1)]
+    model: Name = "reference"
+    method: MethodCall = msgspec.field(default_factory=MethodCall)
+    signals: list[SignalName] = msgspec.field(default_factory=list)
+
+
+class ErrorBody(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What went wrong, in one shape everywhere; `type` is a key of `errors.ERROR_TYPES`."""
+
+    type: str
+    message: str
+    request_id: str | None = None
+
+
+class ErrorResponse(msgspec.Struct, kw_only=True):
+    """Body of every answer that is not 2xx."""
+
+    error: ErrorBody
+
+
+class ModelRef(msgspec.Struct, kw_only=True):
+    """The model that scored; its fingerprint covers everything that moves a number."""
+
+    name: str
+    fingerprint: str
+
+
+class MethodRef(msgspec.Struct, kw_only=True):
+    """The method as it was applied, every parameter spelled out."""
+
+    name: str
+    version: int
+    params: dict[str, Any]
+
+
+class Usage(msgspec.Struct, kw_only=True):
+    """What the request cost: tokens submitted, of those found in the store, and the time spent where."""
+
+    tokens: int
+    cached_tokens: int
+    queue_ms: float
+    engine_ms: float
+
+
+class ResultItem(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """The scores of one sequence, or its `error` alone.
+
+    Every array has the length of token_ids; logprobs and signals are NaN (null) where nothing was scored, priorities 0.
+    """
+
+    id: str | int
+    token_ids: Ids | UnsetType = UNSET
+    logprobs: Numbers | UnsetType = UNSET
+    priorities: Numbers | UnsetType = UNSET
+    signals: dict[str, Numbers] | UnsetType = UNSET
+    cached: bool | UnsetType = UNSET
+    error: ErrorBody | UnsetType = UNSET
+
+
+class PriorityResponse(msgspec.Struct, kw_only=True):
+    """Body of the answer to POST /v1/priorities; results stand in the order of the sequences."""
+
+    model: ModelRef
+    method: MethodRef
+    results: list[ResultItem]
+    usage: Usage
+
+
+class ModelInfo(msgspec.Struct, kw_only=True):
+    """One model of the server, as listed by GET /v1/models."""
+
+    name: str
+    ready: bool
+    engine: str
+    model: str
+    dtype: str
+    max_model_len: int
+    vocab_size: int
+    fingerprint: str
+    signals: list[str]
+    tokenizer: str
+    """Fingerprint of the tokenizer; empty if the model has none."""
+    error: str | None = None
+    """Why the model is not ready and will not become so, if that is known."""
+
+
+class ModelList(msgspec.Struct, kw_only=True):
+    """Body of GET /v1/models."""
+
+    models: list[ModelInfo]
+
+
+class MethodInfo(msgspec.Struct, kw_only=True):
+    """One method, as listed by GET /v1/methods and `tokenpriority methods --json`."""
+
+    name: str
+    version: int
+    sign: str
+    source: str
+    scope: str
+    denominator: str
+    negatives: str
+    summary: str
+    equation: str
+    citation: str
+    verified: str
+    params: dict[str, Any]
+
+
+class MethodList(msgspec.Struct, kw_only=True):
+    """Body of GET /v1/methods."""
+
+    methods: list[MethodInfo]
+
+
+class Limits(msgspec.Struct, kw_only=True):
+    """Body of GET /v1/limits: what the server takes at once."""
+
+    max_body_bytes: int
+    max_sequences: int
+    max_request_tokens: int
+    max_queued_tokens: int
+    queued_tokens: int

@@ -1,0 +1,1 @@
+"""The scoring server: HTTP, engines, admission, score store."""

@@ -1,0 +1,1 @@
+"""Weighted supervised fine-tuning on TRL, with priorities from the scoring server."""
