@@ -24,6 +24,7 @@ U4 = np.dtype("<u4")
 U1 = np.dtype("u1")
 
 _LIBRARY: dict[str, Any] = {JSON: msgspec.json, MSGPACK: msgspec.msgpack}
+_BROKEN = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _PATH = re.compile(r"^(?P<what>.*?)(?: - at `\$(?P<path>[^`]*)`)?$", re.DOTALL)
 _STEP = re.compile(r"\.(\w+)|\[(\d+)\]|\[\.\.\.\]")
 
@@ -34,8 +35,8 @@ def decode(body: bytes | memoryview | msgspec.Raw, kind: type[T], media_type: st
     try:
         value: T = library.decode(body, type=kind)
     except msgspec.ValidationError as error:
-        raise InvalidRequest(_explain(str(error), body, library)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidRequest(_explain(str(error), _generic(body, media_type))) from None
+    except _BROKEN as error:
         raise MalformedBody(f"the body is not valid {media_type}: {error}") from None
     return value
 
@@ -75,7 +76,15 @@ def unpack(value: bytes | list[Any], dtype: np.dtype[Any], field: str) -> np.nda
     return np.array(value, dtype=dtype)
 
 
-def _explain(message: str, body: Any, library: Any) -> str:
+def _generic(body: bytes | memoryview | msgspec.Raw, media_type: str) -> Any:
+    """The body without a contract. Raises MalformedBody: a mismatch may be found before the body proves broken."""
+    try:
+        return _LIBRARY[media_type].decode(body)
+    except _BROKEN as error:
+        raise MalformedBody(f"the body is not valid {media_type}: {error}") from None
+
+
+def _explain(message: str, value: Any) -> str:
     """Add the field and the offending value to msgspec's complaint, which names the type and the limit."""
     match = _PATH.match(message)
     path = (match and match["path"]) or ""
@@ -83,7 +92,6 @@ def _explain(message: str, body: Any, library: Any) -> str:
     field = path.removeprefix(".") or "body"
     if "[...]" in path or what.startswith("Object"):
         return f"{field}: {what}"
-    value = library.decode(body)
     for key, index in _STEP.findall(path):
         value = value[key] if key else value[int(index)]
     shown = repr(value)

@@ -1,4 +1,4 @@
-"""The registry of priority methods: one formula body each, run on numpy by the server and client, on torch by the trainer.
+"""The registry of priority methods: one formula body each, run on numpy and on torch alike.
 
     method.py       what a method is; applying one
     scope.py        the ranking step

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tokenpriority.arrays import Array, Namespace
 from tokenpriority.errors import EngineFault, InvalidParameter
-from tokenpriority.evidence import Evidence
+from tokenpriority.evidence import SIGNALS, Evidence
 
 Role = Literal["reference", "base", "student"]
 Source = Literal["reference", "student"]
@@ -109,10 +109,20 @@ class Method:
 def prioritise(method: Method, params: Params, inputs: Inputs, *, xp: Namespace) -> Array:
     """Priorities of one sequence, shape (T,): the formula's where the mask is True, exactly 0 elsewhere.
 
-    Raises EngineFault if a wanted priority is not finite: a NaN never leaves here, and is never made a zero.
+    Raises EngineFault if evidence the method may read, or a wanted priority, is not finite: a NaN never leaves here,
+    and is never made a zero (a comparison with NaN would make it one).
     """
+    for role in method.needs(params):
+        _check_finite(inputs.evidence(role), role, inputs.mask, xp=xp)
     weights = method.formula(inputs, params, xp=xp)
     weights = xp.where(inputs.mask, weights, xp.zeros_like(weights))
     if not bool(xp.all(xp.isfinite(weights))):
         raise EngineFault(f"method {method.name}: a priority is not finite; its evidence is missing or broken")
     return weights
+
+
+def _check_finite(evidence: Evidence, role: Role, mask: Array, *, xp: Namespace) -> None:
+    for name in SIGNALS:
+        values = getattr(evidence, name)
+        if values is not None and not bool(xp.all(xp.isfinite(values) | ~mask)):
+            raise EngineFault(f"{role} evidence is missing or broken: {name} is not finite where a priority is wanted")

@@ -1,0 +1,35 @@
+# Two commands do everything on a fresh machine with Python 3.11+ and make:
+#   make demo    the main job, end to end, on real text with real models over real HTTP
+#   make test    every check: format, lint, types, import arrows, tests
+PYTHON ?= python3
+# Any torch >= 2.6 will do; this one is what the tests run with.
+TORCH ?= torch==2.13.0
+
+BIN := .venv/bin
+
+.PHONY: install demo test lint clean
+.DEFAULT_GOAL := test
+
+install: .venv/.installed
+
+.venv/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+demo: install
+	$(BIN)/tokenpriority demo
+
+lint: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	$(BIN)/pytest
+
+clean:
+	rm -rf .venv demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
