@@ -5,6 +5,7 @@ Knows the error types, their HTTP statuses and how one is written and read. Know
     TokenPriorityError
     ├── ConnectionFailed            the server could not be reached, or stopped answering
     ├── FingerprintChanged          the server's model is not the one this run began with
+    ├── ContractBroken              the server's answer is not what the contract promises
     ├── SequenceErrors              some sequences of a call were refused (holds both halves)
     └── ApiError                    the server answered with an error
         ├── MalformedBody       400    not JSON / msgpack
@@ -36,6 +37,10 @@ class ConnectionFailed(TokenPriorityError):
 
 class FingerprintChanged(TokenPriorityError):
     """The server now scores with another model than at the start of this run: its numbers must not be mixed."""
+
+
+class ContractBroken(TokenPriorityError):
+    """The answer breaks the contract: a result is missing, short, out of order or not a number. None of it is used."""
 
 
 class ApiError(TokenPriorityError):
@@ -169,16 +174,15 @@ class SequenceErrors(TokenPriorityError):
     """Some sequences of a call failed; nothing that was scored is lost.
 
     `failures` maps the sequence's position in the call to its error; `results` holds, in call order, the scores
-    of the others and None where a sequence failed.
+    of the others and None where a sequence failed. It is empty where the others were already handed out (score_many).
     """
 
     def __init__(self, failures: dict[int, ApiError], results: list[Any]) -> None:
         self.failures = failures
         self.results = results
         first = min(failures)
-        super().__init__(
-            f"{len(failures)} of {len(results)} sequences failed; the first is number {first}: {failures[first]}"
-        )
+        share = f"{len(failures)} of {len(results)} sequences failed; the first is" if results else "the failing one is"
+        super().__init__(f"{share} number {first}: {failures[first]}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.failures, self.results)

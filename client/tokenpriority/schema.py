@@ -70,12 +70,17 @@ SignalName = Literal["entropy", "top1_logprob", "rank", "mass_above", "mass_tied
 
 
 class PriorityRequest(_Struct):
-    """Body of POST /v1/priorities."""
+    """Body of POST /v1/priorities.
+
+    `offsets` asks for the characters of each token and the text they count in (see ResultItem); sequences given as
+    token_ids have none.
+    """
 
     sequences: Annotated[list[SequenceItem], Meta(min_length=1)]
     model: Name = "reference"
     method: MethodCall = msgspec.field(default_factory=MethodCall)
     signals: list[SignalName] = msgspec.field(default_factory=list)
+    offsets: bool = False
 
 
 class RequestEnvelope(_Struct):
@@ -85,6 +90,7 @@ class RequestEnvelope(_Struct):
     model: Name = "reference"
     method: MethodCall = msgspec.field(default_factory=MethodCall)
     signals: list[SignalName] = msgspec.field(default_factory=list)
+    offsets: bool = False
 
 
 class ErrorBody(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -129,6 +135,10 @@ class ResultItem(msgspec.Struct, kw_only=True, omit_defaults=True):
     """The scores of one sequence, or its `error` alone.
 
     Every array has the length of token_ids; logprobs and signals are NaN (null) where nothing was scored, priorities 0.
+
+    Where the request asked for offsets and the sequence was not given as token_ids, `offsets` holds the characters
+    [start, end) of each token, [T, 2] flattened row by row (`<u4`), and `text` what they count in: the text; prompt +
+    completion; for messages the text rendered by the chat template. A token of no characters has start = end.
     """
 
     id: str | int
@@ -136,6 +146,8 @@ class ResultItem(msgspec.Struct, kw_only=True, omit_defaults=True):
     logprobs: Numbers | UnsetType = UNSET
     priorities: Numbers | UnsetType = UNSET
     signals: dict[str, Numbers] | UnsetType = UNSET
+    offsets: Ids | UnsetType = UNSET
+    text: str | UnsetType = UNSET
     cached: bool | UnsetType = UNSET
     error: ErrorBody | UnsetType = UNSET
 

@@ -24,29 +24,30 @@ class Label:
     priority: float
 
 
-def token_labels(labels: Sequence[Label], length: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+def token_labels(labels: Sequence[Label], length: int, *, first: int = 0) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Labels by token offsets -> the label of each token, shape (length,) float32, NaN where there is none.
 
-    Raises InvalidSequence if a span is empty or ends after the last token.
+    `first` is the number that errors give the first label. Raises InvalidSequence if a span is empty or ends after
+    the last token.
     """
     out = np.full(length, np.nan, np.float32)
-    for number, label in enumerate(labels):
+    for number, label in enumerate(labels, first):
         _check(number, label, length, "tokens")
         out[label.start : label.end] = label.priority
     return out
 
 
 def char_labels(
-    labels: Sequence[Label], offsets: np.ndarray[Any, np.dtype[np.int64]], text_length: int
+    labels: Sequence[Label], offsets: np.ndarray[Any, np.dtype[np.int64]], text_length: int, *, first: int = 0
 ) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Labels by character offsets -> the label of each token, shape (T,) float32, NaN where there is none.
 
     `offsets` is [T, 2] int64, the characters [start, end) of each token; a token overlaps a span if they share a
-    character (tokens of no characters, such as an end-of-sequence token, overlap none). Raises InvalidSequence if a
-    span is empty, ends after the text, or overlaps no token.
+    character (tokens of no characters, such as an end-of-sequence token, overlap none). `first` is the number that
+    errors give the first label. Raises InvalidSequence if a span is empty, ends after the text, or overlaps no token.
     """
     out = np.full(len(offsets), np.nan, np.float32)
-    for number, label in enumerate(labels):
+    for number, label in enumerate(labels, first):
         _check(number, label, text_length, "characters")
         start, end = offsets[:, 0], offsets[:, 1]
         inside = (start < label.end) & (end > label.start) & (end > start)

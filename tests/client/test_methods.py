@@ -183,7 +183,8 @@ def test_dft_gradient_is_that_of_one_minus_p() -> None:
     def weighted(logprob: torch.Tensor) -> torch.Tensor:
         method = get_method("dft")
         inputs = Inputs(torch.ones(6, dtype=torch.bool), student=Evidence(logprob.detach()))
-        return -(prioritise(method, method.parse(), inputs, xp=xp_torch) * logprob).sum()
+        weights: torch.Tensor = prioritise(method, method.parse(), inputs, xp=xp_torch)
+        return -(weights * logprob).sum()
 
     torch.testing.assert_close(gradient(weighted), gradient(lambda lp: (1 - lp.exp()).sum()))
 

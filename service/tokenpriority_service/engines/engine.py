@@ -1,7 +1,7 @@
 """What an engine is: token ids in, evidence out.
 
-An engine knows one model and nothing of methods, teams, HTTP or text; it is purely token ids. The library behind
-it is imported by its own file alone.
+An engine knows one model and nothing of methods, teams, HTTP or text; it is purely token ids. What is behind it is
+imported when that engine is loaded, never by this file.
 """
 
 from __future__ import annotations

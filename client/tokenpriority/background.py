@@ -1,0 +1,128 @@
+"""One daemon thread with one event loop, behind the synchronous client.
+
+Knows threads, loops, forks and the interpreter's end. Knows nothing of requests. The thread starts at first use; a
+forked child, in which no thread survives, starts its own; nothing here keeps its owner alive.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import threading
+import weakref
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import CancelledError, Future
+from contextlib import suppress
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+CLOSED = "the client is closed"
+
+
+class Background:
+    """An event loop in a thread of its own; `at_end` is awaited in it before it ends."""
+
+    def __init__(self, at_end: Callable[[], Awaitable[None]]) -> None:
+        self._at_end = at_end
+        self._closed = False
+        self.forget()
+        _LIVE.add(self)
+
+    def forget(self) -> None:
+        """Start as new, in a forked child: the lock may have been held, and loop and thread are the parent's."""
+        self._lock = threading.Lock()
+        self._running: _Running | None = None
+
+    def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Begin a coroutine in the loop. Raises RuntimeError after `close`."""
+        with self._lock:
+            if self._closed:
+                coroutine.close()
+                raise RuntimeError(CLOSED)
+            if self._running is None:
+                self._running = _Running(self._at_end)
+                weakref.finalize(self, self._running.stop).atexit = False
+            return asyncio.run_coroutine_threadsafe(coroutine, self._running.loop)
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine in the loop and wait for its result; an interrupt cancels it."""
+        future = self.submit(coroutine)
+        try:
+            return wait(future)
+        finally:
+            future.cancel()
+
+    def close(self) -> None:
+        """Cancel what runs and end the thread; idempotent."""
+        with self._lock:
+            self._closed = True
+            running, self._running = self._running, None
+        if running is not None:
+            running.stop()
+            running.join()
+
+
+def wait(future: Future[T]) -> T:
+    """The result of a future of `submit`. Raises RuntimeError if the client was closed meanwhile."""
+    try:
+        return future.result()
+    except CancelledError:
+        raise RuntimeError(CLOSED) from None
+
+
+class _Running:
+    """The running thread; knows nothing of the Background that owns it, so that it can be collected."""
+
+    def __init__(self, at_end: Callable[[], Awaitable[None]]) -> None:
+        self._pid = os.getpid()
+        began: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(_serve(began, at_end)), name="tokenpriority", daemon=True
+        )
+        self._thread.start()
+        self.loop, self._ended = began.result()
+
+    def stop(self) -> None:
+        """Ask the loop to end; returns at once, from any thread."""
+        if self._pid == os.getpid():
+            with suppress(RuntimeError):  # the loop is closed: it has ended already
+                self.loop.call_soon_threadsafe(self._ended.set)
+
+    def join(self) -> None:
+        """Wait for the thread's end."""
+        self._thread.join()
+
+
+async def _serve(
+    began: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]], at_end: Callable[[], Awaitable[None]]
+) -> None:
+    ended = asyncio.Event()
+    began.set_result((asyncio.get_running_loop(), ended))
+    await ended.wait()
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await at_end()
+
+
+_LIVE: weakref.WeakSet[Background] = weakref.WeakSet()
+_INHERITED: list[object] = []
+"""Loops of the parent process, kept for ever in a forked child: collecting one would close what the parent uses."""
+
+
+def _after_fork() -> None:
+    for background in list(_LIVE):
+        _INHERITED.append(background._running)
+        background.forget()
+
+
+def _at_exit() -> None:
+    for background in list(_LIVE):
+        background.close()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+atexit.register(_at_exit)

@@ -1,0 +1,27 @@
+"""The command line `tokenpriority`.
+
+    app.py       the commands and their options
+    group.py     commands of other packages, imported only when run
+    methods.py   methods
+    score.py     score: a file in, a Parquet file out
+    rows.py      reading JSONL and Parquet
+    parts.py     the resumable output
+    inspect.py   inspect: tokens coloured by priority
+
+Needs the extra `cli` (typer, rich, pyarrow), and imports it inside `main` alone.
+"""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Run the command line; the entry point of the console script."""
+    try:
+        from tokenpriority.cli.app import app
+    except ModuleNotFoundError as error:
+        if error.name not in ("typer", "rich"):
+            raise
+        sys.exit(f'The command line needs {error.name}: pip install "tokenpriority[cli]"')
+    app()

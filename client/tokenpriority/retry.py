@@ -1,0 +1,52 @@
+"""When a request is sent again, and after how long.
+
+Knows statuses, delays and Retry-After. Knows nothing of sockets or clocks. Scoring has no side effects, so sending
+it again is always safe.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+FIRST_DELAY = 0.5
+MAX_DELAY = 8.0
+MAX_RETRY_AFTER = 120.0
+"""Seconds; a server that names a longer time is asked again after this one."""
+JITTER = 0.25
+"""Share of a delay that is random, so that many clients do not come back at once."""
+
+_REQUEST_TIMEOUT, _CONFLICT, _TOO_MANY = 408, 409, 429
+_NEVER = (501, 505)  # not implemented, version not supported: the same again next time
+
+
+def worth_retrying(status: int) -> bool:
+    """Whether an answer of this HTTP status may be another one next time."""
+    return status in (_REQUEST_TIMEOUT, _CONFLICT, _TOO_MANY) or (status >= 500 and status not in _NEVER)
+
+
+def next_delay(attempt: int, retry_after: float | None, rng: random.Random) -> float:
+    """Seconds to wait after failed attempt number `attempt`, from 0.
+
+    Never less than the server's Retry-After (up to MAX_RETRY_AFTER), and up to a JITTER's share more; without one
+    0.5 s doubling to 8 s, less up to a JITTER's share.
+    """
+    if retry_after is not None:
+        return min(retry_after, MAX_RETRY_AFTER) * (1 + JITTER * rng.random())
+    return min(FIRST_DELAY * 2.0 ** min(attempt, 16), MAX_DELAY) * (1 - JITTER * rng.random())
+
+
+def parse_retry_after(value: str | None, now: datetime | None = None) -> float | None:
+    """Seconds named by a Retry-After header, as a number or a date; None if there is none or it is neither."""
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = (parsedate_to_datetime(value) - (now or datetime.now(UTC))).total_seconds()
+        except (ValueError, TypeError):  # TypeError: a date without a zone
+            return None
+    return max(seconds, 0.0) if math.isfinite(seconds) else None

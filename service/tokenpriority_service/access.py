@@ -1,0 +1,70 @@
+"""What happens to every request, whatever its route: an id, one line in the log, and no exception without an answer.
+
+Knows ASGI, and whether the server is draining: then new requests are refused while accepted ones finish.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from fastapi import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tokenpriority.errors import InternalError, Unavailable
+from tokenpriority_service import record
+from tokenpriority_service.failure import failure
+
+ALWAYS_SERVED = ("/healthz", "/readyz")
+
+logger = logging.getLogger(__name__)
+
+
+class Gate:
+    """How many requests are being answered, and whether new ones are still taken."""
+
+    def __init__(self) -> None:
+        self.active = 0
+        self.draining = False
+
+
+class Access:
+    """ASGI middleware around all routes."""
+
+    def __init__(self, app: ASGIApp, gate: Gate) -> None:
+        self._app = app
+        self._gate = gate
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        about = record.begin(scope)
+        started = False
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                about.status = message["status"]
+                message["headers"] = [*message.get("headers", ()), *about.headers]
+            await send(message)
+
+        self._gate.active += 1
+        try:
+            await self._pass(scope, receive, send_with_headers)
+        except Exception:
+            logger.exception("a bug", extra={"fields": {"request_id": about.request_id}})
+            if not started:
+                error = InternalError("the server failed on this request; its log has the traceback by request id")
+                await failure(Request(scope), error)(scope, receive, send_with_headers)
+        finally:
+            self._gate.active -= 1
+            logger.info("request", extra={"fields": about.fields(scope)})
+
+    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._gate.draining and scope["path"] not in ALWAYS_SERVED:
+            refusal = failure(Request(scope), Unavailable("the server is draining; it takes no new requests"))
+            refusal.headers["connection"] = "close"
+            await refusal(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)

@@ -1,0 +1,74 @@
+"""The ASGI application of one server.
+
+Knows which parts belong together and when models are loaded and freed. Everything it needs is passed in; it reads no
+environment and no file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from tokenpriority.errors import ApiError, NotFound
+from tokenpriority_service.access import Access
+from tokenpriority_service.engines import load_engine
+from tokenpriority_service.engines.engine import Engine
+from tokenpriority_service.failure import failure
+from tokenpriority_service.models import Load
+from tokenpriority_service.openapi import provider
+from tokenpriority_service.record import CLIENT_GONE
+from tokenpriority_service.routes import ClientGone, create_router
+from tokenpriority_service.service import Service
+from tokenpriority_service.settings import Settings
+
+DESCRIPTION = """Reference log-probabilities and signed token priorities for supervised fine-tuning.
+
+Every array has the length of `token_ids`; row i speaks of the prediction of token i, so index 0 is null / NaN with
+priority 0. JSON is for people; `application/x-msgpack` carries the same structs with arrays as raw little-endian bytes
+(`<u4` ids, `u1` mask, `<f4` everything else)."""
+
+
+def create_app(settings: Settings, engines: Mapping[str, Engine] | None = None, *, load: Load = load_engine) -> FastAPI:
+    """The application. Models of `settings` are loaded in the background once it starts; `engines` are ready ones by
+    name, beside them or in their place. The service is `app.state.service`.
+    """
+    service = Service(settings, engines or {}, load)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        loading = asyncio.create_task(service.models.start())
+        yield
+        loading.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await loading
+        await service.models.close()
+
+    app = FastAPI(title="tokenpriority", description=DESCRIPTION, version="1", lifespan=lifespan)
+    app.state.service = service
+    app.include_router(create_router(service))
+    app.add_middleware(Access, gate=service.gate)
+    app.openapi = provider(app, keyed=not service.teams.open)  # type: ignore[method-assign]
+
+    @app.exception_handler(ApiError)
+    async def api_error(request: Request, error: ApiError) -> Response:
+        return failure(request, error)
+
+    @app.exception_handler(HTTPException)
+    async def router_error(request: Request, error: HTTPException) -> Response:
+        """The router's own 404 and 405."""
+        response = failure(request, NotFound(f"no route {request.method} {request.url.path}"))
+        response.status_code = error.status_code
+        response.headers.update(error.headers or {})
+        return response
+
+    @app.exception_handler(ClientGone)
+    @app.exception_handler(ClientDisconnect)
+    async def client_gone(_request: Request, _error: Exception) -> Response:
+        return Response(status_code=CLIENT_GONE)
+
+    return app

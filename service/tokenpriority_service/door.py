@@ -1,0 +1,119 @@
+"""A raw body -> a checked request.
+
+Knows the limits of a request and how its parts fit together; one sequence is item.py's. An error of the envelope fails
+the request; an error of one sequence becomes that item's, and the others go on. Computes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from msgspec import UNSET
+
+from tokenpriority import wire
+from tokenpriority.errors import InvalidParameter, InvalidRequest, TooLarge
+from tokenpriority.methods import Method, Params, get_method
+from tokenpriority.schema import RequestEnvelope, SequenceItem
+from tokenpriority_service.item import ItemId, Refused, Sequence, check_item, parse_item
+from tokenpriority_service.models import Model, Models
+from tokenpriority_service.settings import ServerSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A request whose envelope is checked and whose sequences are parsed, but not yet checked."""
+
+    model: Model
+    base: Model | None
+    method: Method
+    params: Params
+    signals: tuple[str, ...]
+    offsets: bool
+    items: list[tuple[ItemId, SequenceItem] | Refused]
+
+    @property
+    def has_text(self) -> bool:
+        """Whether a sequence has to be tokenised."""
+        return any(not isinstance(item, Refused) and item[1].token_ids is UNSET for item in self.items)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A checked request."""
+
+    draft: Draft
+    sequences: list[Sequence | Refused]
+    tokens: int
+    """Over all sequences that can be scored."""
+
+
+class Door:
+    """What every request passes."""
+
+    def __init__(self, settings: ServerSettings, models: Models) -> None:
+        self._settings = settings
+        self._models = models
+
+    def open(self, body: bytes, media_type: str) -> Draft:
+        """Read and check the envelope, read the sequences. Raises the ApiError that fails the request."""
+        envelope = wire.decode(body, RequestEnvelope, media_type)
+        count, limit = len(envelope.sequences), self._settings.max_sequences
+        if count > limit:
+            raise TooLarge(f"sequences: a request holds at most {limit} sequences, got {count}")
+        model = self._models.get(envelope.model)
+        method = get_method(envelope.method.name)
+        params = method.parse(envelope.method.params)
+        for index, signal in enumerate(envelope.signals):
+            if signal not in model.engine.info.signals:
+                given = ", ".join(model.engine.info.signals)
+                raise InvalidRequest(f"signals[{index}]: model {model.name!r} gives {given}, got {signal!r}")
+        return Draft(
+            model=model,
+            base=self._base(model, method, params),
+            method=method,
+            params=params,
+            signals=tuple(dict.fromkeys(envelope.signals)),
+            offsets=envelope.offsets,
+            items=[parse_item(index, raw, media_type) for index, raw in enumerate(envelope.sequences)],
+        )
+
+    def check(self, draft: Draft) -> Request:
+        """Check every sequence. Raises TooLarge if they hold too many tokens together.
+
+        Slow where text is to be tokenised, so not for the event loop then; safe in any thread.
+        """
+        sequences: list[Sequence | Refused] = []
+        tokens, limit = 0, self._settings.max_request_tokens
+        models = [model for model in (draft.model, draft.base) if model is not None]
+        for item in draft.items:
+            checked = item if isinstance(item, Refused) else check_item(*item, models=models, offsets=draft.offsets)
+            sequences.append(checked)
+            if isinstance(checked, Sequence):
+                tokens += len(checked.token_ids)
+        if tokens > limit:
+            raise TooLarge(f"sequences: a request holds at most {limit} tokens, got {tokens}")
+        return Request(draft, sequences, tokens)
+
+    def _base(self, model: Model, method: Method, params: Params) -> Model | None:
+        """The second model, if the method reads one. Raises if it does not fit the first, or reads the student."""
+        roles = method.needs(params)
+        if "student" in roles:
+            raise InvalidParameter(
+                f"method.name: {method.name!r} reads the live student with these parameters, so it runs in the "
+                "trainer; a server has frozen models only (a method with a parameter source runs here with 'reference')"
+            )
+        if "base" not in roles:
+            return None
+        name: str = params.base  # type: ignore[attr-defined]  # every method with the role has the parameter
+        if name == model.name:
+            raise InvalidParameter(f"method.params.base: must be another model than the request's, got {name!r}")
+        base = self._models.get(name, "method.params.base")
+        for what, first, second in (
+            ("vocabulary size", model.engine.info.vocab_size, base.engine.info.vocab_size),
+            ("tokenizer", model.tokenizer, base.tokenizer),
+        ):
+            if first != second:
+                raise InvalidParameter(
+                    f"method.params.base: {name!r} must have the {what} of {model.name!r}, {first!r}, got {second!r}"
+                )
+        return base

@@ -1,0 +1,54 @@
+"""What every engine checks of a job on its way in and of evidence on its way out.
+
+Knows jobs and rows. Knows nothing of models: an engine keeps the protocol by calling these.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tokenpriority.errors import EngineFault, InvalidSequence
+from tokenpriority.evidence import SIGNALS
+from tokenpriority_service.engines.engine import EngineInfo, Job, Rows
+
+
+def check_job(job: Job, info: EngineInfo) -> None:
+    """Raise InvalidSequence, naming field, value and limit, if this model cannot take the job.
+
+    The door has checked all this for people. An engine checks again because an id beyond the vocabulary would end a
+    GPU process, not the job.
+    """
+    ids = job.token_ids
+    if ids.ndim != 1 or ids.dtype != np.uint32:
+        raise InvalidSequence(f"token_ids: expected a 1-D uint32 array, got {ids.ndim}-D {ids.dtype}")
+    if not 1 <= len(ids) <= info.max_model_len:
+        raise InvalidSequence(f"token_ids: expected 1 to {info.max_model_len} tokens, got {len(ids)}")
+    if int(ids.max()) >= info.vocab_size:
+        where = int(ids.argmax())
+        raise InvalidSequence(f"token_ids[{where}]: expected an id below {info.vocab_size}, got {int(ids[where])}")
+    if job.score_from < 1:
+        raise InvalidSequence(f"score_from: expected at least 1, got {job.score_from}")
+
+
+def wanted(job: Job) -> int:
+    """How many positions of a job are scored."""
+    return max(0, len(job.token_ids) - job.score_from)
+
+
+def empty_rows(job: Job) -> Rows:
+    """The [6, T] float32 array of a job before anything is known: all NaN."""
+    return np.full((len(SIGNALS), len(job.token_ids)), np.nan, np.float32)
+
+
+def filled_rows(job: Job, evidence: Rows) -> Rows:
+    """The [6, T] array of a job from the [6, wanted] evidence of its scored positions.
+
+    Raises EngineFault naming position and signal if anything wanted is not finite.
+    """
+    if not np.isfinite(evidence).all():
+        column, row = np.argwhere(~np.isfinite(evidence.T))[0]
+        value = evidence[row, column]
+        raise EngineFault(f"the model gave {SIGNALS[row]} = {value} at position {job.score_from + int(column)}")
+    rows = empty_rows(job)
+    rows[:, job.score_from :] = evidence
+    return rows

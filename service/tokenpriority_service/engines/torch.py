@@ -1,0 +1,188 @@
+"""The torch engine: any transformers causal LM, in process, on a CPU or a GPU.
+
+Knows how a model is loaded and when to refuse it. Leaves batches to `batches`, threads to `worker`, the forward to
+`scorer`. Remote code is never run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils.hub import has_file
+
+from tokenpriority.errors import InvalidSequence
+from tokenpriority.evidence import SIGNALS
+from tokenpriority_service.engines import statistics
+from tokenpriority_service.engines.batches import plan_batches
+from tokenpriority_service.engines.contract import check_job, empty_rows, wanted
+from tokenpriority_service.engines.engine import EngineInfo, Job, Rows
+from tokenpriority_service.engines.fingerprint import model_fingerprint
+from tokenpriority_service.engines.head import Head
+from tokenpriority_service.engines.probe import check_model
+from tokenpriority_service.engines.scorer import Scorer
+from tokenpriority_service.engines.worker import Worker
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DEVICES = ("cpu", "cuda")
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
+
+
+class TorchEngine:
+    """Scores with a transformers causal LM; loads it at once, then owns one thread until `close`.
+
+    `model` is a folder or a hub name; `dtype` a key of `DTYPES`; `device` one of `DEVICES`; `max_model_len` is at
+    most, and by default, what the config states; `max_batch_tokens` bounds the padded tokens of one forward (a longer
+    sequence runs alone), `logits_bytes` the float32 logits in memory; `threads` sets torch's threads on a CPU.
+
+    Logits are computed in `dtype`, as the model does, and the evidence from them in float32. In bfloat16, logits have
+    eight significant bits, so many tokens tie; use float32 where ranks and masses must be fine.
+
+    Raises ValueError, naming the field, if the model cannot be loaded as asked or must not be scored (see `probe`).
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        dtype: str = "float32",
+        device: str = "cpu",
+        max_model_len: int | None = None,
+        max_batch_tokens: int = 8192,
+        logits_bytes: int = 1 << 28,
+        threads: int | None = None,
+    ) -> None:
+        _check_settings(dtype, device, max_batch_tokens, threads)
+        loaded = _load_model(model, DTYPES[dtype], device)
+        head = Head(loaded, logits_bytes)
+        length = _max_model_len(loaded.config.get_text_config(), max_model_len)
+        check_model(loaded, head, length)
+        self._tokenizer = _load_tokenizer(model)
+        self._info = EngineInfo(
+            engine="torch",
+            model=model,
+            dtype=dtype,
+            max_model_len=length,
+            vocab_size=min(head.vocab_size, _input_vocab_size(loaded)),
+            fingerprint=model_fingerprint(loaded, self._tokenizer, _numerics(loaded, dtype, device)),
+            signals=SIGNALS,
+        )
+        self._threads = threads
+        self._scorer: Scorer | None = Scorer(loaded, head)
+        plan = partial(plan_batches, max_tokens=max_batch_tokens, regime=_regime(loaded.config.get_text_config()))
+        self._worker = Worker(self._run, plan, name=f"torch engine {model}")
+
+    @property
+    def info(self) -> EngineInfo:
+        """Constant after construction."""
+        return self._info
+
+    @property
+    def tokenizer(self) -> Any | None:
+        """The tokenizer beside the weights, or None if there is none."""
+        return self._tokenizer
+
+    async def score(self, jobs: Sequence[Job]) -> list[Rows | Exception]:
+        """Evidence of each job in order, see `Engine.score`; jobs of concurrent calls share batches."""
+        results: list[Rows | Exception] = []
+        queued = []
+        for number, job in enumerate(jobs):
+            try:
+                check_job(job, self._info)
+            except InvalidSequence as error:
+                results.append(error)
+                continue
+            results.append(empty_rows(job))
+            if wanted(job):
+                queued.append(number)
+        for number, result in zip(queued, await self._worker.score([jobs[n] for n in queued]), strict=True):
+            results[number] = result
+        return results
+
+    async def close(self) -> None:
+        """Stop after the batch now running and free the model; idempotent."""
+        await self._worker.close()
+        self._scorer = None
+
+    def _run(self, jobs: Sequence[Job]) -> list[Rows | Exception]:
+        assert self._scorer is not None, "the worker has ended before the scorer is freed"
+        if self._threads is not None:
+            torch.set_num_threads(self._threads)  # of the calling thread, which is the worker's
+        try:
+            return self._scorer.score(jobs)
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            raise
+
+
+def _check_settings(dtype: str, device: str, max_batch_tokens: int, threads: int | None) -> None:
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+    if device not in DEVICES:
+        raise ValueError(f"device: expected one of {', '.join(DEVICES)}, got {device!r}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device: 'cuda' was asked for, but torch sees no CUDA device")
+    if max_batch_tokens < 1:
+        raise ValueError(f"max_batch_tokens: expected at least 1, got {max_batch_tokens}")
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads: expected at least 1, got {threads}")
+
+
+def _load_model(model: str, dtype: torch.dtype, device: str) -> PreTrainedModel:
+    # transformers' types know nothing of output_loading_info.
+    load: Any = AutoModelForCausalLM.from_pretrained
+    loaded, report = load(model, dtype=dtype, output_loading_info=True)
+    # transformers fills missing weights at random, with a warning.
+    lost = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
+    if lost:
+        raise ValueError(f"model: {model} lacks {len(lost)} weights of {type(loaded).__name__}, the first is {lost[0]}")
+    prepared: PreTrainedModel = loaded.eval().requires_grad_(False).to(device)
+    return prepared
+
+
+def _load_tokenizer(model: str) -> Any | None:
+    # Without these files transformers makes up an empty tokenizer for some architectures.
+    if not any(has_file(model, name) for name in _TOKENIZER_FILES):
+        return None
+    return AutoTokenizer.from_pretrained(model)
+
+
+def _max_model_len(config: Any, asked: int | None) -> int:
+    known = getattr(config, "max_position_embeddings", None)
+    length = known if asked is None else asked
+    if length is None:
+        raise ValueError("max_model_len: the model's config states no length, so it must be set")
+    if length < 2 or (known is not None and length > known):
+        raise ValueError(f"max_model_len: expected 2 to {known or 'any'} tokens, got {length}")
+    return int(length)
+
+
+def _input_vocab_size(model: Any) -> int:
+    return int(model.get_input_embeddings().weight.shape[0])
+
+
+def _regime(config: Any) -> int | None:
+    """The length above which a forward, with all that is in it, uses other rotary frequencies (longrope)."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    for parameters in (rope, *(each for each in rope.values() if isinstance(each, dict))):
+        if parameters.get("rope_type") == "longrope":
+            return int(parameters["original_max_position_embeddings"])
+    return None
+
+
+def _numerics(model: PreTrainedModel, dtype: str, device: str) -> dict[str, str]:
+    return {
+        "engine": "torch",
+        "statistics": str(statistics.VERSION),
+        "dtype": dtype,
+        "device": device,
+        "attention": str(model.config._attn_implementation),
+        "matmul": torch.get_float32_matmul_precision(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }

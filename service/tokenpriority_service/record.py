@@ -1,0 +1,68 @@
+"""What is remembered of a request for its headers and its line in the log: never token content, never keys."""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from dataclasses import dataclass, field
+
+from starlette.types import Scope
+
+_SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+CLIENT_GONE = 499
+"""Status in the log of a request whose client hung up before the answer."""
+
+
+@dataclass(slots=True)
+class Record:
+    """One request."""
+
+    request_id: str
+    """The client's own x-request-id if it is sane, else a new one."""
+    started: float = field(default_factory=time.monotonic)
+    team: str | None = None
+    status: int = CLIENT_GONE
+    error: str | None = None
+    """Type of the error it was answered with."""
+    tokens: int | None = None
+    cached_tokens: int | None = None
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """The response headers that every answer carries, as far as they are known."""
+        values = {
+            "x-request-id": self.request_id,
+            "x-tokenpriority-tokens": self.tokens,
+            "x-tokenpriority-cached-tokens": self.cached_tokens,
+        }
+        return [(name.encode(), str(value).encode()) for name, value in values.items() if value is not None]
+
+    def fields(self, scope: Scope) -> dict[str, object]:
+        """The request's line in the log."""
+        return {
+            "request_id": self.request_id,
+            "team": self.team,
+            "method": scope["method"],
+            # The route's own path; what was asked for in vain may hold anything.
+            "route": getattr(scope.get("route"), "path", None),
+            "status": self.status,
+            "error": self.error,
+            "tokens": self.tokens,
+            "cached_tokens": self.cached_tokens,
+            "ms": round(1000 * (time.monotonic() - self.started), 3),
+        }
+
+
+def begin(scope: Scope) -> Record:
+    """The record of a request that just arrived; kept in its scope."""
+    given = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"x-request-id"), "")
+    record = Record(given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex)
+    scope.setdefault("state", {})["record"] = record
+    return record
+
+
+def of(scope: Scope) -> Record:
+    """The record that `begin` made for this request."""
+    record: Record = scope["state"]["record"]
+    return record

@@ -1,0 +1,119 @@
+"""The four forms of a sequence -> token ids, what is scored by default, and which characters each token stands for.
+
+Knows a model's tokenizer, as transformers gives it. Knows nothing of spans, limits or requests.
+
+- `text`: the tokenizer's own call, with the special tokens it adds by default; all is scored.
+- `messages`: the chat template's text, tokenised without further special tokens; the assistant's turns are scored.
+- `prompt` + `completion` as strings: tokenised together. The completion begins where the tokens of the prompt and of
+  the whole part, which may be before the last character of the prompt if a token spans both. No end-of-sequence token
+  is added: a trainer that appends one (TRL does) must append it to `completion` to have it scored.
+- `prompt` + `completion` as messages: the same rule over the template's texts, the prompt with the generation prompt.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from msgspec import UNSET
+
+from tokenpriority.errors import InvalidSequence
+from tokenpriority.schema import Message, SequenceItem
+from tokenpriority_service.chat import Chat, check_messages
+from tokenpriority_service.engines.engine import Ids
+
+Offsets = np.ndarray[Any, np.dtype[np.int64]]
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """One sequence in tokens; arrays of length T."""
+
+    ids: Ids
+    scored: Mask
+    """True where the form scores by default."""
+    offsets: Offsets | None = None
+    """[T, 2], the characters [start, end) of `text`; None for token_ids and for tokenizers that cannot tell."""
+    text: str | None = None
+    """What the offsets count in; None for token_ids."""
+    messages: list[Message] | None = None
+    """The conversation behind `text`, if it is one."""
+
+
+class Text:
+    """The text side of one model. Its methods may run in any thread."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    @property
+    def chat(self) -> Chat:
+        """The model's chat template. Raises InvalidSequence if it has none."""
+        return Chat(self._tokenizer)
+
+    def tokens(self, item: SequenceItem, *, default: bool) -> Tokens:
+        """The tokens of a sequence given as text, messages or prompt + completion.
+
+        `default` says whether the form's own choice of what is scored is wanted; without it all is. Raises
+        InvalidSequence naming the field.
+        """
+        if item.text is not UNSET:
+            return self._whole(item.text)
+        if item.messages is not UNSET:
+            return self._conversation(item.messages, default=default)
+        return self._completion(item.prompt, item.completion)
+
+    def _whole(self, text: str) -> Tokens:
+        return self._tokenize(text)
+
+    def _conversation(self, messages: list[Message], *, default: bool) -> Tokens:
+        check_messages("messages", messages)
+        text = self.chat.render(messages)
+        tokens = self._tokenize(text, messages)
+        if not default:
+            return tokens
+        if tokens.offsets is None:
+            raise InvalidSequence("messages: finding the assistant's tokens needs a fast tokenizer; give score_from")
+        starts, ends = tokens.offsets[:, 0], tokens.offsets[:, 1]
+        scored = np.zeros(len(tokens.ids), np.bool_)
+        for start, end in self.chat.assistant_ranges(messages, text):
+            scored |= (starts < end) & (ends > start) & (ends > starts)
+        return Tokens(tokens.ids, scored, tokens.offsets, text, messages)
+
+    def _completion(self, prompt: Any, completion: Any) -> Tokens:
+        if isinstance(prompt, str) and isinstance(completion, str):
+            head, whole = self._tokenize(prompt), self._tokenize(prompt + completion)
+        elif isinstance(prompt, list) and isinstance(completion, list):
+            check_messages("prompt", prompt)
+            check_messages("completion", completion)
+            messages = [*prompt, *completion]
+            head = self._tokenize(self.chat.render(prompt, generation_prompt=True), prompt)
+            whole = self._tokenize(self.chat.render(messages), messages)
+        else:
+            raise InvalidSequence("completion: must be of the same kind as prompt, both strings or both messages")
+        scored = np.arange(len(whole.ids)) >= _common_prefix(head.ids, whole.ids)
+        if not scored.any():
+            raise InvalidSequence("completion: adds no token to the prompt, so nothing would be scored")
+        return Tokens(whole.ids, scored, whole.offsets, whole.text, whole.messages)
+
+    def _tokenize(self, text: str, messages: list[Message] | None = None) -> Tokens:
+        fast = bool(self._tokenizer.is_fast)
+        # A template writes its special tokens itself.
+        encoding = self._tokenizer(
+            text,
+            add_special_tokens=messages is None,
+            return_offsets_mapping=fast,
+            return_attention_mask=False,
+            verbose=False,
+        )
+        ids = np.array(encoding["input_ids"], np.uint32)
+        offsets = np.array(encoding["offset_mapping"], np.int64).reshape(-1, 2) if fast else None
+        return Tokens(ids, np.ones(len(ids), np.bool_), offsets, text, messages)
+
+
+def _common_prefix(head: Ids, whole: Ids) -> int:
+    shorter = min(len(head), len(whole))
+    differs = head[:shorter] != whole[:shorter]
+    return int(differs.argmax()) if differs.any() else shorter

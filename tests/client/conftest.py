@@ -1,0 +1,298 @@
+"""A server of the contract that misbehaves on request, over a real socket.
+
+Only for faults the real service does not have; everything else is tested against the real one (`service` below). It
+speaks msgpack and token ids alone. Its log-probability of token i is a fixed function of tokens i-1 and i.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import uvicorn
+
+from tokenpriority import Client, wire
+from tokenpriority.errors import ApiError, InvalidSequence, TooLarge
+from tokenpriority.methods import describe
+from tokenpriority.schema import ModelInfo, ModelList, PriorityRequest
+from tokenpriority_service.app import create_app
+from tokenpriority_service.engines.engine import Engine, Job, Rows
+from tokenpriority_service.engines.fake import FakeEngine
+from tokenpriority_service.settings import Settings
+
+Reply = tuple[int, dict[str, str], bytes] | None
+"""Status, headers, body; None drops the connection."""
+Handler = Callable[["ContractServer", PriorityRequest], Awaitable[Reply]]
+
+
+def logprobs(token_ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """(T,) float32, NaN at index 0."""
+    ids = token_ids.astype(np.int64)
+    values = np.full(len(ids), np.nan, np.float32)
+    values[1:] = -((ids[1:] * 31 + ids[:-1] * 17) % 97) / 10 - 0.1
+    return values
+
+
+def refusing(error: ApiError, **headers: str) -> Handler:
+    """Answers with an error, as the service writes it."""
+    named = {"content-type": wire.JSON, **{name.replace("_", "-"): value for name, value in headers.items()}}
+
+    async def handler(server: ContractServer, request: PriorityRequest) -> Reply:
+        return error.status, named, wire.encode_error(error, "req-1")
+
+    return handler
+
+
+def page(status: int, text: str = "<html>Bad\n gateway</html>", **headers: str) -> Handler:
+    """Answers as a proxy does."""
+    named = {"content-type": "text/html", **{name.replace("_", "-"): value for name, value in headers.items()}}
+
+    async def handler(server: ContractServer, request: PriorityRequest) -> Reply:
+        return status, named, text.encode()
+
+    return handler
+
+
+def edited(edit: Callable[[dict[str, Any]], Any]) -> Handler:
+    """Answers rightly but for an edit of the body."""
+
+    async def handler(server: ContractServer, request: PriorityRequest) -> Reply:
+        return await server.score(request, edit)
+
+    return handler
+
+
+async def dropping(server: ContractServer, request: PriorityRequest) -> Reply:
+    """Breaks the connection."""
+    return None
+
+
+async def hanging(server: ContractServer, request: PriorityRequest) -> Reply:
+    """Never answers."""
+    return await asyncio.sleep(3600, None)
+
+
+class Faults:
+    """The handlers above, for tests, which cannot import a conftest."""
+
+    refusing, page, edited = staticmethod(refusing), staticmethod(page), staticmethod(edited)
+    dropping, hanging = staticmethod(dropping), staticmethod(hanging)
+
+
+class ContractServer:
+    """Scores by `logprobs`; each of `faults` answers one request in its place, `always` every one."""
+
+    def __init__(self) -> None:
+        self.faults: deque[Handler] = deque()
+        self.always: Handler | None = None
+        self.max_sequences = 1024
+        self.fingerprint = "f0"
+        self.method_version = 1
+        self.model_error: str | None = None
+        self.seconds = 0.0
+        self.requests: list[PriorityRequest] = []
+        self.tokens_in_flight = self.most_tokens = 0
+        self.requests_in_flight = self.most_requests = 0
+        self.cancelled = 0
+        self.url = ""
+
+    async def answer(self, path: str, body: bytes) -> Reply:
+        if path == "/readyz" and self.model_error:
+            return 503, {}, b""
+        if path in ("/readyz", "/v1/models", "/v1/methods"):
+            return 200, {"content-type": wire.MSGPACK}, wire.encode(self._described(path))
+        request = wire.decode(body, PriorityRequest)
+        self.requests.append(request)
+        async with self._counted(request):
+            handler = self.faults.popleft() if self.faults else self.always
+            return await (handler(self, request) if handler else self.score(request))
+
+    def _described(self, path: str) -> Any:
+        if path == "/v1/methods":
+            return describe()
+        reference = ModelInfo(
+            name="reference",
+            ready=self.model_error is None,
+            engine="fake",
+            model="m",
+            dtype="float32",
+            max_model_len=1024,
+            vocab_size=2**32,
+            fingerprint=self.fingerprint,
+            signals=[],
+            tokenizer="",
+            error=self.model_error,
+        )
+        return ModelList(models=[reference])
+
+    async def score(self, request: PriorityRequest, edit: Callable[[dict[str, Any]], Any] | None = None) -> Reply:
+        """The right answer, or, after `edit`, a wrong one."""
+        if len(request.sequences) > self.max_sequences:
+            return await refusing(TooLarge(f"at most {self.max_sequences} sequences"))(self, request)
+        await asyncio.sleep(self.seconds)
+        answer = {
+            "model": {"name": request.model, "fingerprint": self.fingerprint},
+            "method": {"name": request.method.name, "version": self.method_version, "params": {}},
+            "results": [self._result(item) for item in request.sequences],
+            "usage": {"tokens": 0, "cached_tokens": 0, "queue_ms": 0.0, "engine_ms": 0.0},
+        }
+        if edit:
+            edit(answer)
+        return 200, {"content-type": wire.MSGPACK}, wire.encode(answer)
+
+    def _result(self, item: Any) -> dict[str, Any]:
+        if not isinstance(item.token_ids, bytes) or not item.token_ids:
+            return {"id": item.id, "error": {"type": InvalidSequence.type, "message": "token_ids: needs one"}}
+        ids = wire.unpack(item.token_ids, wire.U4, "token_ids")
+        values = logprobs(ids)
+        priorities = np.where(np.isnan(values), 0, 1).astype(np.float32)
+        return {
+            "id": item.id,
+            "token_ids": item.token_ids,
+            "logprobs": values.tobytes(),
+            "priorities": priorities.tobytes(),
+            "cached": False,
+        }
+
+    @asynccontextmanager
+    async def _counted(self, request: PriorityRequest) -> AsyncIterator[None]:
+        tokens = sum(len(item.token_ids) // 4 for item in request.sequences if isinstance(item.token_ids, bytes))
+        self.tokens_in_flight += tokens
+        self.requests_in_flight += 1
+        self.most_tokens = max(self.most_tokens, self.tokens_in_flight)
+        self.most_requests = max(self.most_requests, self.requests_in_flight)
+        try:
+            yield
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        finally:
+            self.tokens_in_flight -= tokens
+            self.requests_in_flight -= 1
+
+    async def connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """HTTP/1.1 with keep-alive; a client that goes away cancels its request."""
+        try:
+            while (request := await self._read(reader)) is not None:
+                answering = asyncio.ensure_future(self.answer(*request))
+                gone = asyncio.ensure_future(reader.read(1))
+                await asyncio.wait({answering, gone}, return_when=asyncio.FIRST_COMPLETED)
+                if not answering.done():
+                    answering.cancel()
+                    await asyncio.gather(answering, return_exceptions=True)
+                    return
+                gone.cancel()
+                await asyncio.gather(gone, return_exceptions=True)
+                if (reply := answering.result()) is None:
+                    return
+                status, headers, body = reply
+                lines = [f"HTTP/1.1 {status} X", *(f"{k}: {v}" for k, v in headers.items())]
+                writer.write("\r\n".join([*lines, f"content-length: {len(body)}", "", ""]).encode() + body)
+                await writer.drain()
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
+
+    async def _read(self, reader: asyncio.StreamReader) -> tuple[str, bytes] | None:
+        try:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+        except asyncio.IncompleteReadError:
+            return None
+        headers = dict(line.lower().split(": ", 1) for line in head[1:] if line)
+        return head[0].split()[1], await reader.readexactly(int(headers.get("content-length", "0")))
+
+
+@contextmanager
+def in_thread(main: Callable[[asyncio.Event], Awaitable[None]]) -> Iterator[None]:
+    """Run a server in the loop of a thread of its own until the block ends."""
+    loop = asyncio.new_event_loop()
+    ended = asyncio.Event()
+
+    def run() -> None:
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:
+            runner.run(main(ended))  # type: ignore[arg-type]
+
+    thread = threading.Thread(target=run, name="server")
+    thread.start()
+    try:
+        yield
+    finally:
+        loop.call_soon_threadsafe(ended.set)
+        thread.join()
+
+
+@pytest.fixture(scope="session")
+def faults() -> type[Faults]:
+    return Faults
+
+
+@pytest.fixture
+def server() -> Iterator[ContractServer]:
+    contract = ContractServer()
+    listening = socket.create_server(("127.0.0.1", 0))
+    contract.url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+    async def main(ended: asyncio.Event) -> None:
+        serving = await asyncio.start_server(contract.connection, sock=listening)
+        async with serving:
+            await ended.wait()
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    with in_thread(main):
+        yield contract
+
+
+class Relabelled:
+    """The fake engine speaking of other ids: another model of the same vocabulary, for the base."""
+
+    def __init__(self) -> None:
+        self._inner = FakeEngine()
+        self.info = replace(self._inner.info, model="base", fingerprint="relabelled")
+        self.tokenizer = self._inner.tokenizer
+        self.close = self._inner.close
+
+    async def score(self, jobs: Sequence[Job]) -> list[Rows | Exception]:
+        return await self._inner.score([replace(job, token_ids=(job.token_ids + 1) % 512) for job in jobs])
+
+
+@pytest.fixture(scope="session")
+def service() -> Iterator[str]:
+    """The URL of the real service with two fake engines: models `reference` and `base`, and text by bytes."""
+    engines: dict[str, Engine] = {"reference": FakeEngine(), "base": Relabelled()}
+    listening = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(create_app(Settings(), engines=engines), log_config=None, ws="none")
+
+    async def main(ended: asyncio.Event) -> None:
+        uvicorn_server = uvicorn.Server(config)
+        serving = asyncio.create_task(uvicorn_server.serve(sockets=[listening]))
+        await ended.wait()
+        uvicorn_server.should_exit = True
+        await serving
+
+    url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    with in_thread(main), Client(url) as client:
+        while not client.ready():
+            time.sleep(0.02)
+        yield url
+
+
+@pytest.fixture(autouse=True)
+def no_thread_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every thread a test starts through the client has ended when the test has."""
+    before = set(threading.enumerate())
+    yield
+    left = [t for t in threading.enumerate() if t not in before and t.name.startswith("tokenpriority")]
+    assert not left

@@ -1,0 +1,343 @@
+"""The synchronous and the asynchronous client against the real service: what comes back is what the engine says."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tokenpriority import (
+    AsyncClient,
+    Client,
+    ConnectionFailed,
+    InvalidParameter,
+    InvalidSequence,
+    NotFound,
+    ScoreFailure,
+    Scores,
+    SequenceErrors,
+)
+from tokenpriority.evidence import SIGNALS
+from tokenpriority.sequences import MAX_SEQUENCES
+from tokenpriority_service.engines.engine import Job
+from tokenpriority_service.engines.fake import FakeEngine
+
+ENGINE = FakeEngine()
+RNG = np.random.default_rng(7)
+RAGGED = [RNG.integers(0, 256, int(n)) for n in RNG.integers(1, 60, 3 * MAX_SEQUENCES)]
+
+
+def evidence(token_ids: Any) -> np.ndarray[Any, Any]:
+    """[6, T] straight from the engine of the model `reference`."""
+    [rows] = asyncio.run(ENGINE.score([Job(np.array(token_ids, np.uint32))]))
+    assert isinstance(rows, np.ndarray)
+    return rows
+
+
+@pytest.fixture
+def client(service: str) -> Iterator[Client]:
+    with Client(service, retries=0) as connected:
+        yield connected
+
+
+def check(scores: Scores, token_ids: Any, number: int) -> None:
+    rows = evidence(token_ids)
+    assert scores.id == number
+    np.testing.assert_array_equal(scores.token_ids, token_ids)
+    np.testing.assert_array_equal(scores.logprobs, rows[0])
+    np.testing.assert_array_equal(scores.priorities, np.nan_to_num(np.exp(rows[0])).astype(np.float32))
+    assert list(scores.signals) == ["rank", "entropy"]
+    np.testing.assert_array_equal(scores.signals["rank"], rows[SIGNALS.index("rank")])
+    np.testing.assert_array_equal(scores.signals["entropy"], rows[SIGNALS.index("entropy")])
+
+
+def test_score_returns_the_engines_numbers_in_order(client: Client) -> None:
+    results = client.score(RAGGED, method="prift_prob", signals=["rank", "entropy"])
+    assert len(results) == len(RAGGED)
+    for number, (scores, token_ids) in enumerate(zip(results, RAGGED, strict=True)):
+        check(scores, token_ids, number)
+
+
+def test_score_many_returns_the_engines_numbers_in_order(client: Client) -> None:
+    results = client.score_many(iter(RAGGED), method="prift_prob", signals=("rank", "entropy"))
+    for number, (scores, token_ids) in enumerate(zip(results, RAGGED, strict=True)):
+        check(scores, token_ids, number)
+
+
+def test_the_async_client_gives_the_same(service: str) -> None:
+    async def both() -> tuple[list[Scores], list[Scores]]:
+        async with AsyncClient(service) as client:
+            at_once = await client.score(RAGGED, method="prift_prob", signals=["rank", "entropy"])
+            one_by_one = client.score_many(RAGGED, method="prift_prob", signals=["rank", "entropy"])
+            return at_once, [scores async for scores in one_by_one]
+
+    at_once, one_by_one = asyncio.run(both())
+    for results in (at_once, one_by_one):
+        for number, (scores, token_ids) in enumerate(zip(results, RAGGED, strict=True)):
+            check(scores, token_ids, number)
+
+
+def test_one_async_client_serves_one_loop_after_another(service: str) -> None:
+    client = AsyncClient(service)
+
+    async def once() -> np.ndarray[Any, Any]:
+        async with client:
+            [scores] = await client.score([[1, 2, 3]])
+            return scores.logprobs
+
+    np.testing.assert_array_equal(asyncio.run(once()), asyncio.run(once()))
+
+
+def test_every_form_of_a_sequence(client: Client) -> None:
+    ids = [104, 105, 33]
+    forms: list[Any] = [
+        ids,
+        tuple(ids),
+        np.array(ids, np.int64),
+        np.array(ids, np.uint8),
+        {"token_ids": ids},
+        {"token_ids": np.array(ids, ">i4"), "id": "named"},
+        {"token_ids": ids, "mask": [True, True, True]},
+    ]
+    results = client.score(forms)
+    assert [scores.id for scores in results] == [0, 1, 2, 3, 4, "named", 6]
+    for scores in results:
+        np.testing.assert_array_equal(scores.token_ids, ids)
+        np.testing.assert_array_equal(scores.priorities, [0, 1, 1])
+    text, chat, pair = client.score(
+        ["hi!", {"messages": [{"role": "assistant", "content": "hi"}]}, {"prompt": "hi", "completion": "!"}]
+    )
+    np.testing.assert_array_equal(text.logprobs, evidence(text.token_ids)[0])
+    assert len(text.token_ids) == 3
+    assert chat.priorities.sum() > 0
+    np.testing.assert_array_equal(pair.token_ids, text.token_ids)
+    np.testing.assert_array_equal(pair.priorities, [0, 0, 1])
+
+
+@pytest.mark.parametrize("mask", [[1, 0, 1, 1], np.array([1, 0, 1, 1], np.int32), np.array([True, False, True, True])])
+def test_masks_of_every_type(client: Client, mask: Any) -> None:
+    [scores] = client.score([{"token_ids": [9, 8, 7, 6], "mask": mask}])
+    np.testing.assert_array_equal(scores.priorities, [0, 0, 1, 1])
+
+
+def test_spans_take_numpy_numbers(client: Client) -> None:
+    span = {"start": np.int64(1), "end": np.int64(3), "priority": np.float32(-0.5)}
+    [scores] = client.score([{"token_ids": [9, 8, 7, 6], "spans": [span]}])
+    np.testing.assert_array_equal(scores.priorities, np.array([0, -0.5, -0.5, 1], np.float32))
+
+
+def test_offsets_say_which_characters_a_token_stands_for(client: Client) -> None:
+    text, ids = client.score(["aé!", [1, 2]], offsets=True)
+    assert text.text == "aé!"
+    assert text.offsets is not None
+    assert text.offsets.shape == (4, 2)
+    assert [text.text[start:end] for start, end in text.offsets.tolist()] == ["a", "é", "é", "!"]
+    assert ids.offsets is None
+    assert ids.text is None
+
+
+def test_arrays_cannot_be_written(client: Client) -> None:
+    [scores] = client.score([[1, 2, 3]], signals=["rank"])
+    for array in (scores.token_ids, scores.logprobs, scores.priorities, scores.signals["rank"]):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 1
+
+
+def test_both_halves_of_a_partial_failure_are_kept(client: Client) -> None:
+    with pytest.raises(SequenceErrors) as caught:
+        client.score([[1, 2], [1, 99999], "ok", [], [3, 4]])
+    assert sorted(caught.value.failures) == [1, 3]
+    assert all(isinstance(error, InvalidSequence) for error in caught.value.failures.values())
+    assert "99999" in str(caught.value.failures[1])
+    scored = caught.value.results
+    assert [s.id if s else None for s in scored] == [0, None, 2, None, 4]
+    np.testing.assert_array_equal(scored[4].logprobs, evidence([3, 4])[0])
+
+
+@pytest.mark.parametrize(
+    ("sequence", "message"),
+    [
+        (None, "got NoneType"),
+        (5, "got int"),
+        ([1.5, 2.0], "token_ids: must hold integers, got float64"),
+        ([[1, 2], [3, 4]], r"token_ids: must be 1-D, got shape \(2, 2\)"),
+        ([[1, 2], [3]], "token_ids: must be a 1-D array or list"),
+        ([True, False], "token_ids: must hold integers, got bool"),
+        ([1, -1], "at least 0 and less than 4294967296, got -1"),
+        ([1, 2**32], "less than 4294967296, got 4294967296"),
+        ([1, 2**80], "token_ids: must hold integers, got object"),
+        ([1, None], "token_ids: must hold integers, got object"),
+        ({"token_ids": [1, 2], "mask": [0.5, 1.0]}, "mask: must hold integers, got float64"),
+        ({"token_ids": [1, 2], "mask": [0, 256]}, "mask: values must be at least 0 and less than 256, got 256"),
+        ({"token_ids": [1, 2], "id": 1.5}, "id: must be a str or an int, got 1.5"),
+        ({"token_ids": [1, 2], "spans": [{"start": object()}]}, "object has no form on the wire"),
+    ],
+)
+def test_what_cannot_be_encoded_is_that_sequences_error(client: Client, sequence: Any, message: str) -> None:
+    with pytest.raises(SequenceErrors, match=message) as caught:
+        client.score([[1, 2], sequence])
+    assert list(caught.value.failures) == [1]
+    assert caught.value.results[0] is not None
+
+
+@pytest.mark.parametrize(
+    ("sequence", "message"),
+    [
+        ({"token_ids": [1], "tokens": [1]}, "tokens"),
+        ({"text": "a", "token_ids": [1]}, "exactly one form"),
+        ({"token_ids": [1, 2], "mask": [1]}, "mask"),
+        ({"token_ids": [1, 2], "mask": [2, 1]}, "mask"),
+        ({"token_ids": []}, "token_ids"),
+        ({"token_ids": b"123"}, "token_ids: 3 bytes is not a multiple of 4"),
+        ({}, "exactly one form"),
+    ],
+)
+def test_what_can_be_encoded_is_the_servers_to_judge(client: Client, sequence: Any, message: str) -> None:
+    with pytest.raises(SequenceErrors, match=message):
+        client.score([sequence])
+
+
+@pytest.mark.parametrize("sequences", ["text", b"bytes", {"text": "a"}, np.array([1, 2, 3])])
+def test_one_sequence_in_place_of_several_is_refused(client: Client, sequences: Any) -> None:
+    with pytest.raises(TypeError, match="put it in a list"):
+        client.score(sequences)
+    with pytest.raises(TypeError, match="put it in a list"):
+        client.score_many(sequences)
+
+
+def test_no_sequences_give_no_scores(client: Client) -> None:
+    assert client.score([]) == []
+    assert list(client.score_many([])) == []
+
+
+def test_errors_of_the_call_have_their_class(client: Client) -> None:
+    with pytest.raises(NotFound, match="no_such"):
+        client.score([[1, 2]], method="no_such")
+    with pytest.raises(NotFound, match="nobody"):
+        client.score([[1, 2]], model="nobody")
+    with pytest.raises(InvalidParameter, match="tau") as caught:
+        client.score([[1, 2]], method="prift_mass", params={"tau": np.float64(7)})
+    assert caught.value.request_id
+    with pytest.raises(InvalidParameter, match="cannot be encoded"):
+        client.score([[1, 2]], method="prift_mass", params={"tau": object()})
+    with pytest.raises(TypeError, match="signals: a list of names"):
+        client.score([[1, 2]], signals="rank")
+    with pytest.raises(ValueError, match="errors: must be one of raise, return"):
+        client.score_many([[1, 2]], errors="ignore")  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("errors", ["raise", "return"])
+def test_score_many_hands_out_all_before_a_failure(client: Client, errors: Any) -> None:
+    sequences: list[Any] = [[1, 2], [3, 4], [5, 99999], [7, 8]]
+    results = client.score_many(sequences, errors=errors)
+    assert [next(results).id, next(results).id] == [0, 1]
+    if errors == "raise":
+        with pytest.raises(SequenceErrors, match=r"the failing one is number 2: .*99999") as caught:
+            next(results)
+        assert list(caught.value.failures) == [2]
+        assert list(results) == []
+    else:
+        failure, last = results
+        assert isinstance(failure, ScoreFailure)
+        assert isinstance(failure.error, InvalidSequence)
+        assert isinstance(last, Scores)
+        assert [failure.id, last.id] == [2, 3]
+
+
+def test_an_error_of_the_iterable_comes_after_what_preceded_it(client: Client) -> None:
+    def sequences() -> Iterator[list[int]]:
+        yield [1, 2]
+        yield [3, 4]
+        raise KeyError("disk")
+
+    results = client.score_many(sequences())
+    assert [next(results).id, next(results).id] == [0, 1]
+    with pytest.raises(KeyError, match="disk"):
+        next(results)
+
+
+def test_models_methods_limits_ready(client: Client, service: str) -> None:
+    assert {model.name for model in client.models()} == {"reference", "base"}
+    assert "prift_mass" in {method.name for method in client.methods()}
+    assert client.limits().max_sequences > 0
+    assert client.ready()
+    client.wait_until_ready(5)
+
+    async def same() -> None:
+        async with AsyncClient(service) as other:
+            assert await other.models() == client.models()
+            assert await other.methods() == client.methods()
+            assert await other.limits() == client.limits()
+            assert await other.ready()
+            await other.wait_until_ready(5)
+
+    asyncio.run(same())
+
+
+def test_a_server_that_is_not_there() -> None:
+    with Client("http://127.0.0.1:9", retries=0) as client:
+        assert not client.ready()
+        with pytest.raises(ConnectionFailed, match=r"not ready within 0\.3 seconds"):
+            client.wait_until_ready(0.3)
+        with pytest.raises(ConnectionFailed, match="no answer in 1 attempts"):
+            client.score([[1, 2]])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"url": "127.0.0.1:8000"}, "url: must start with http"),
+        ({"timeout": 0}, "timeout: must be greater than 0, got 0"),
+        ({"max_inflight_tokens": 0}, "max_inflight_tokens: must be greater than 0"),
+        ({"retries": -1}, "retries: must be greater than -1"),
+    ],
+)
+def test_settings_are_checked(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Client(**{"url": "http://x", **options})
+
+
+def test_threads_share_a_client(client: Client) -> None:
+    results: dict[int, Any] = {}
+
+    def work(number: int) -> None:
+        results[number] = client.score([[number, number + 1]] * 3)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for number in range(8):
+        for scores in results[number]:
+            np.testing.assert_array_equal(scores.token_ids, [number, number + 1])
+
+
+def test_a_pickled_client_works_and_keeps_its_pins(client: Client) -> None:
+    client.score([[1, 2]])
+    with pickle.loads(pickle.dumps(client)) as copy:
+        assert copy.fingerprints == client.fingerprints
+        np.testing.assert_array_equal(copy.score([[1, 2]])[0].logprobs, evidence([1, 2])[0])
+    remote = AsyncClient("http://127.0.0.1:9", api_key="secret")
+    assert pickle.loads(pickle.dumps(remote)).settings == remote.settings
+    assert "secret" not in repr(remote.settings)
+
+
+def test_a_closed_client_says_so(service: str) -> None:
+    client = Client(service)
+    client.score([[1, 2]])
+    client.close()
+    client.close()
+    with pytest.raises(RuntimeError, match="the client is closed"):
+        client.score([[1, 2]])
+
+
+def test_progress_shows_a_bar(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
+    assert len(list(client.score_many(RAGGED[:10], progress=True))) == 10
+    tokens = sum(len(ids) for ids in RAGGED[:10])
+    assert f"10/10 sequences, {tokens:,} tokens" in " ".join(capsys.readouterr().err.split())

@@ -1,0 +1,306 @@
+"""Identical work once, bounded queues, engines that fail, clients that hang up."""
+
+from __future__ import annotations
+
+import math
+import socket
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tokenpriority import wire
+from tokenpriority.errors import EngineFault, Overloaded
+from tokenpriority_service.admission import RETRY_SECONDS, Admission
+from tokenpriority_service.engines.fake import FakeEngine
+from tokenpriority_service.settings import ServerSettings, Settings
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(16) as executor:
+        yield executor
+
+
+def waiting(server: Any) -> int:
+    """How many sequences, over all requests, wait for work in progress."""
+    pending = server.service.models.get("reference").dispatcher._pending
+    return sum(work.waiters for work in list(pending.values()))
+
+
+def test_concurrent_identical_requests_compute_once(
+    serve: Any, probe: Any, pool: ThreadPoolExecutor, wait_until: Callable[..., None]
+) -> None:
+    with serve({"reference": probe}) as server:
+        probe.release.clear()
+        body = {"sequences": [{"token_ids": [1, 2, 3]}, {"token_ids": [4, 5]}, {"token_ids": [1, 2, 3]}]}
+        answers = [pool.submit(server.post, body) for _ in range(8)]
+        wait_until(lambda: waiting(server) == 24, "8 requests at work")
+        assert server.service.admission.queued_tokens == 5
+        probe.release.set()
+        results = [answer.result().json()["results"] for answer in answers]
+        assert all(result == results[0] for result in results)
+        assert [job.token_ids.tolist() for job in probe.jobs] == [[1, 2, 3], [4, 5]]
+        assert server.service.admission.queued_tokens == 0
+
+
+def test_a_narrower_request_joins_a_wider_one_and_not_the_reverse(
+    serve: Any, probe: Any, pool: ThreadPoolExecutor, wait_until: Callable[..., None]
+) -> None:
+    with serve({"reference": probe}) as server:
+        probe.release.clear()
+        ids = list(range(10))
+        futures = []
+        for number, score_from in enumerate((5, 8, 2)):
+            body = {"token_ids": ids, "score_from": score_from}
+            futures.append(pool.submit(server.score, body))
+            # The widest takes the others' place in the dispatcher, so it waits there alone.
+            wait_until(lambda n=(1, 2, 1)[number]: waiting(server) == n, "the request")
+        assert server.service.admission.queued_tokens == 20
+        probe.release.set()
+        five, eight, two = (future.result()[0]["logprobs"] for future in futures)
+        assert [job.score_from for job in probe.jobs] == [5, 2]
+        assert five == [None] * 5 + two[5:]
+        assert eight == [None] * 8 + two[8:]
+
+
+def test_the_same_sequence_twice_is_computed_once_and_widely(serve: Any, probe: Any) -> None:
+    with serve({"reference": probe}) as server:
+        ids = list(range(10))
+        results = server.score({"token_ids": ids, "score_from": 7}, {"token_ids": ids, "score_from": 3})
+        assert [job.score_from for job in probe.jobs] == [3]
+        assert [x is None for x in results[0]["logprobs"]] == [i < 7 for i in range(10)]
+        assert results[0]["logprobs"][7:] == results[1]["logprobs"][7:]
+
+
+def test_two_names_of_equal_weights(serve: Any, make_probe: Callable[..., Any]) -> None:
+    with serve({name: make_probe(FakeEngine()) for name in ("reference", "base")}) as server:
+        call = {"name": "token_cleaning", "params": {"keep": 0.5}}
+        result = server.score({"token_ids": list(range(9))}, method=call)[0]
+        assert result["priorities"] == [0, 1, 1, 1, 1, 0, 0, 0, 0]
+
+
+def test_overload_is_refused_at_once_with_the_time_to_come_back(
+    serve: Any, probe: Any, pool: ThreadPoolExecutor, wait_until: Callable[..., None]
+) -> None:
+    limits = ServerSettings(max_request_tokens=50, max_queued_tokens=100)
+    with serve({"reference": probe}, Settings(server=limits)) as server:
+        assert server.post({"sequences": [{"token_ids": [9] * 10}]}).status_code == 200
+        probe.release.clear()
+        held = [pool.submit(server.post, {"sequences": [{"token_ids": [n] * 40}]}) for n in (1, 2)]
+        wait_until(lambda: server.service.admission.queued_tokens == 80, "80 queued tokens")
+        assert server.http.get("/v1/limits").json()["queued_tokens"] == 80
+        refused = server.post({"sequences": [{"token_ids": [3] * 30}]})
+        assert refused.status_code == 429
+        error = refused.json()["error"]
+        assert error["type"] == "overloaded"
+        assert "80" in error["message"]
+        assert "100" in error["message"]
+        assert "30" in error["message"]
+        assert 1 <= int(refused.headers["retry-after"]) <= 60
+        # What fits is taken; what is already being computed or stored costs nothing.
+        joined = pool.submit(server.post, {"sequences": [{"token_ids": [1] * 40}]})
+        assert server.post({"sequences": [{"token_ids": [9] * 10}]}).status_code == 200
+        probe.release.set()
+        assert [each.result().status_code for each in [*held, joined]] == [200, 200, 200]
+        assert server.post({"sequences": [{"token_ids": [3] * 30}]}).status_code == 200
+
+
+def test_retry_after_is_the_time_the_excess_takes_at_the_measured_speed() -> None:
+    now = 0.0
+    admission = Admission(1000, clock=lambda: now)
+    with pytest.raises(Overloaded) as unmeasured:
+        admission.admit(1001)
+    assert unmeasured.value.retry_after == RETRY_SECONDS[0]
+    admission.admit(400)
+    admission.admit(600)
+    now = 4.0
+    admission.finish(400)
+    assert admission.tokens_per_second == pytest.approx(100)
+    with pytest.raises(Overloaded) as full:
+        admission.admit(700)
+    assert full.value.retry_after == math.ceil((600 + 700 - 1000) / 100)
+    now = 100.0
+    admission.drop(600)
+    assert admission.queued_tokens == 0
+    assert admission.tokens_per_second == pytest.approx(100), "given up work says nothing of speed"
+    # Idle time is not counted as work.
+    now = 1000.0
+    admission.admit(1000)
+    now = 1005.0
+    admission.finish(1000)
+    assert admission.tokens_per_second == pytest.approx((0.9 * 400 + 1000) / (0.9 * 4 + 5))
+
+
+def spoilers() -> dict[str, Callable[[Any, Any], Any]]:
+    def nan(job: Any, rows: Any) -> Any:
+        out = rows.copy()
+        out[1, -1] = np.nan
+        return out
+
+    return {
+        "entropy is nan at token 3": nan,
+        "got float32[6, 3]": lambda job, rows: rows[:, :-1],
+        "got float32[5, 4]": lambda job, rows: rows[:-1],
+        "got float64[6, 4]": lambda job, rows: rows.astype(np.float64),
+        "got NoneType": lambda job, rows: None,
+        "the engine failed: RuntimeError": lambda job, rows: RuntimeError("secret"),
+        "broken by itself": lambda job, rows: EngineFault("broken by itself"),
+    }
+
+
+@pytest.mark.parametrize("message", spoilers())
+def test_an_engines_fault_is_its_items_and_is_not_kept(serve: Any, probe: Any, message: str) -> None:
+    spoil = spoilers()[message]
+    probe.spoil = lambda job, rows: spoil(job, rows) if job.token_ids[0] == 7 else rows
+    with serve({"reference": probe}) as server:
+        good, bad = server.score({"token_ids": [1, 2, 3, 4]}, {"id": "bad", "token_ids": [7, 2, 3, 4]})
+        assert good["priorities"] == [0, 1, 1, 1]
+        assert set(bad) == {"id", "error"}
+        assert bad["error"]["type"] == "engine_fault"
+        assert message in bad["error"]["message"]
+        assert "secret" not in str(bad)
+        every = server.post({"sequences": [{"token_ids": [7, 2, 3, 4]}] * 2})
+        assert every.status_code == 503
+        assert every.json()["error"]["type"] == "engine_fault"
+        assert message in every.json()["error"]["message"]
+        assert int(every.headers["retry-after"]) >= 1
+        probe.spoil = None
+        healed = server.score({"token_ids": [7, 2, 3, 4]})[0]
+        assert (healed["cached"], healed["priorities"]) == (False, [0, 1, 1, 1])
+
+
+def test_an_engine_that_raises_or_answers_too_few_fails_its_call_alone(serve: Any, probe: Any) -> None:
+    class Breaking(type(probe)):  # type: ignore[misc]
+        mode = "raise"
+
+        async def score(self, jobs: Any) -> Any:
+            if self.mode == "raise":
+                raise RuntimeError("secret")
+            rows = await super().score(jobs)
+            return rows[:-1] if self.mode == "short" else rows
+
+    engine = Breaking(probe.inner)
+    with serve({"reference": engine}) as server:
+        for mode, words in (("raise", "RuntimeError"), ("short", "0 of 1 jobs")):
+            engine.mode = mode
+            response = server.post({"sequences": [{"token_ids": [1, 2]}]})
+            assert (response.status_code, response.json()["error"]["type"]) == (503, "engine_fault")
+            assert words in response.json()["error"]["message"]
+            assert "secret" not in response.text
+        engine.mode = "whole"
+        assert server.score({"token_ids": [1, 2]})[0]["priorities"] == [0, 1]
+        assert server.service.admission.queued_tokens == 0
+
+
+def test_a_signal_the_engine_lacks(serve: Any, probe: Any) -> None:
+    import dataclasses
+
+    class LogprobsOnly(type(probe)):  # type: ignore[misc]
+        @property
+        def info(self) -> Any:
+            return dataclasses.replace(self.inner.info, signals=("logprob",))
+
+        async def score(self, jobs: Any) -> Any:
+            rows = await super().score(jobs)
+            for each in rows:
+                each[1:] = np.nan
+            return rows
+
+    with serve({"reference": LogprobsOnly(probe.inner)}) as server:
+        assert server.score({"token_ids": [1, 2]}, method={"name": "prift_prob"})[0]["priorities"][1] > 0
+        result = server.score({"token_ids": [1, 2]}, method={"name": "prift_mass"})[0]
+        assert "mass_above" in result["error"]["message"]
+        response = server.post({"sequences": [{"token_ids": [1, 2]}], "signals": ["rank"]})
+        assert response.status_code == 422
+        assert "signals[0]: model 'reference' gives logprob, got 'rank'" in response.json()["error"]["message"]
+
+
+def hang_up(server: Any, body: Any, wait: Callable[[], None]) -> None:
+    """Send a request whole, wait, and close the connection before the answer."""
+    content = wire.encode(body, wire.JSON)
+    fields = {"host": "x", "content-type": wire.JSON, "content-length": len(content)}
+    head = "POST /v1/priorities HTTP/1.1\r\n" + "".join(f"{k}: {v}\r\n" for k, v in fields.items()) + "\r\n"
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(head.encode() + content)
+        wait()
+
+
+def test_a_client_that_hangs_up_cancels_its_work(
+    serve: Any, probe: Any, wait_until: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "tokenpriority_service")
+    with serve({"reference": probe}) as server:
+        probe.release.clear()
+        hang_up(
+            server,
+            {"sequences": [{"token_ids": [1, 2, 3]}]},
+            lambda: wait_until(lambda: bool(probe.jobs), "the job in the engine"),
+        )
+        wait_until(lambda: probe.cancelled == 1, "the cancelled call")
+        wait_until(lambda: server.service.admission.queued_tokens == 0, "the freed tokens")
+        wait_until(lambda: server.service.gate.active == 0, "the end of the request")
+        wait_until(
+            lambda: any(getattr(record, "fields", {}).get("status") == 499 for record in caplog.records),
+            "its line in the log",
+        )
+        probe.release.set()
+        assert server.score({"token_ids": [1, 2, 3]})[0]["cached"] is False
+
+
+def test_work_others_wait_for_outlives_a_client_that_hangs_up(
+    serve: Any, probe: Any, pool: ThreadPoolExecutor, wait_until: Callable[..., None]
+) -> None:
+    with serve({"reference": probe}) as server:
+        probe.release.clear()
+        other: list[Any] = []
+
+        def join() -> None:
+            wait_until(lambda: bool(probe.jobs), "the job in the engine")
+            other.append(pool.submit(server.score, {"token_ids": [1, 2, 3]}))
+            wait_until(lambda: waiting(server) == 3, "the second request")
+
+        hang_up(server, {"sequences": [{"token_ids": [1, 2, 3]}, {"token_ids": [4, 5]}]}, join)
+        wait_until(lambda: waiting(server) == 1, "the first one's end")
+        probe.release.set()
+        assert other[0].result()[0]["priorities"] == [0, 1, 1]
+        assert probe.cancelled == 0
+        assert len(probe.jobs) == 2
+
+
+def test_queued_work_of_a_client_that_hangs_up_never_starts(
+    serve: Any, probe: Any, pool: ThreadPoolExecutor, wait_until: Callable[..., None]
+) -> None:
+    with serve({"reference": probe}) as server:
+        probe.release.clear()
+        first = pool.submit(server.score, {"token_ids": [1, 2, 3]})
+        wait_until(lambda: bool(probe.jobs), "the first job in the engine")
+        admission = server.service.admission
+        hang_up(
+            server,
+            {"sequences": [{"token_ids": [4, 5]}]},
+            lambda: wait_until(lambda: admission.queued_tokens == 5, "the queued job"),
+        )
+        wait_until(lambda: admission.queued_tokens == 3, "the dropped job")
+        probe.release.set()
+        assert first.result()[0]["priorities"] == [0, 1, 1]
+        assert len(probe.jobs) == 1
+
+
+def test_a_large_queue_is_worked_off_in_order_and_in_slices(
+    serve: Any, probe: Any, pool: ThreadPoolExecutor, wait_until: Callable[..., None]
+) -> None:
+    with serve({"reference": probe}) as server:
+        probe.release.clear()
+        first = pool.submit(server.score, {"token_ids": [0]}, {"token_ids": [0, 1]})
+        wait_until(lambda: len(probe.jobs) == 1, "the first job")
+        sequences = [{"token_ids": [n] * 20_000} for n in range(1, 6)]
+        second = pool.submit(server.score, *sequences)
+        wait_until(lambda: server.service.admission.queued_tokens == 100_002, "the queue")
+        probe.release.set()
+        first.result()
+        assert [r["token_ids"][0] for r in second.result()] == [1, 2, 3, 4, 5]
+        assert [int(job.token_ids[0]) for job in probe.jobs] == [0, 1, 2, 3, 4, 5]

@@ -1,0 +1,157 @@
+"""Tiny real models and a real tokenizer, made on the spot; training arguments for one CPU."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+import torch
+from tokenizers import ByteLevelBPETokenizer
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from trl import SFTConfig
+
+from tokenpriority import Client
+
+# transformers leaves these constructors untyped.
+_FAST: Any = PreTrainedTokenizerFast
+_LLAMA: Any = LlamaForCausalLM
+
+END = "<|end|>"
+TEMPLATE = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] | trim }}<|end|>{% endfor %}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def text() -> str:
+    """Real ASCII text: a source file of the standard library."""
+    return Path(json.__file__).read_text(encoding="ascii")
+
+
+@pytest.fixture(scope="session")
+def tokenizer(text: str) -> Any:
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator([text], vocab_size=400, special_tokens=[END], show_progress=False)
+    made: Any = _FAST(tokenizer_object=bpe._tokenizer, eos_token=END, pad_token=END)
+    made.chat_template = TEMPLATE
+    return made
+
+
+@pytest.fixture(scope="session")
+def make_model(tokenizer: Any) -> Callable[..., Any]:
+    """A random Llama, the same at every call with the same seed."""
+
+    def make(seed: int = 0, **changes: Any) -> Any:
+        torch.manual_seed(seed)
+        sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+        config = LlamaConfig(
+            **{
+                **sizes,
+                "vocab_size": len(tokenizer),
+                "max_position_embeddings": 256,
+                "initializer_range": 0.2,
+                **changes,
+            }
+        )
+        return _LLAMA(config).float()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def reference_seed() -> int:
+    """The seed of the model that the server scores with; its base is one further."""
+    return 11
+
+
+@pytest.fixture(scope="session")
+def save_student(make_model: Callable[..., Any], tokenizer: Any) -> Callable[..., Path]:
+    """Writes a model and its tokenizer into a folder."""
+
+    def save(folder: Path, seed: int = 0, **changes: Any) -> Path:
+        make_model(seed, **changes).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def command_line() -> list[str]:
+    """The console script `tokenpriority`, whether or not it is on the path."""
+    return [sys.executable, "-c", "from tokenpriority.cli import main; main()"]
+
+
+@pytest.fixture(scope="session")
+def server(
+    command_line: list[str],
+    save_student: Callable[..., Path],
+    reference_seed: int,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[str]:
+    """The address of a real scoring server in a process of its own, with a reference and a base."""
+    folder = tmp_path_factory.mktemp("server")
+    lines = ["[server]", "port = 0"]
+    for name, seed in (("reference", reference_seed), ("base", reference_seed + 1)):
+        path = save_student(folder / name, seed)
+        lines += [f"[models.{name}]", f'model = "{path}"', 'engine = "torch"', "threads = 1"]
+    (folder / "server.toml").write_text("\n".join(lines), encoding="utf-8")
+    command = [*command_line, "serve", "--config", str(folder / "server.toml")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        said = list(iter_until(process.stdout, "listens on"))
+        found = re.search(r"http://\S+", said[-1]) if said else None
+        assert found, "".join(said)
+        # What the server writes on must be read, or it would one day stand still on a full pipe.
+        threading.Thread(target=process.stdout.read, daemon=True).start()
+        with Client(found[0]) as client:
+            client.wait_until_ready(60)
+        yield found[0]
+        process.terminate()
+
+
+@pytest.fixture
+def make_args(tmp_path: Path) -> Callable[..., SFTConfig]:
+    """Arguments under which one optimiser step of SGD moves every parameter by minus its gradient."""
+
+    def make(**changes: Any) -> SFTConfig:
+        return SFTConfig(**{**SGD, "output_dir": str(tmp_path / "out"), **changes})
+
+    return make
+
+
+def iter_until(lines: IO[str], what: str) -> Iterator[str]:
+    """Lines up to and with the one that says `what`."""
+    for line in lines:
+        yield line
+        if what in line:
+            return
+
+
+SGD: dict[str, Any] = {
+    "optim": "sgd",
+    "learning_rate": 1.0,
+    "lr_scheduler_type": "constant",
+    "max_grad_norm": 0.0,
+    "max_steps": 1,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+    "use_cpu": True,
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "max_length": None,
+    "dataloader_pin_memory": False,
+    "per_device_train_batch_size": 8,
+}

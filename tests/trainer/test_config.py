@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tokenpriority_trainer.config import Config, load_config, training_arguments
+from tokenpriority_trainer.errors import ConfigError
+
+MINIMAL = """
+[model]
+path = "student"
+[data]
+train = "train.jsonl"
+[training]
+output_dir = "out"
+"""
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Any:
+    def read(text: str) -> Config:
+        path = tmp_path / "config.toml"
+        path.write_text(text, encoding="utf-8")
+        return load_config(path)
+
+    return read
+
+
+def test_a_minimal_file_is_plain_fine_tuning(load: Any) -> None:
+    config = load(MINIMAL)
+    assert (config.priorities.method, config.priorities.url, config.model.lora) == ("uniform", None, None)
+
+
+def test_every_key_of_the_contract_is_read(load: Any) -> None:
+    config = load(
+        """
+        [model]
+        path = "student"
+        dtype = "bfloat16"
+        [model.lora]
+        r = 8
+        alpha = 16
+        target_modules = ["q_proj"]
+        [data]
+        train = "train.parquet"
+        eval = "owner/name:test"
+        [priorities]
+        url = "http://127.0.0.1:8000"
+        api_key_env = "KEY"
+        model = "reference"
+        method = "prift_mass"
+        params = {tau = 0.1}
+        depth = 3
+        student = "dft"
+        negatives = "ascent"
+        ramp = [0.0, 1.0]
+        denominator = "by_sign"
+        [training]
+        output_dir = "out"
+        """
+    )
+    assert config.model.lora.target_modules == ["q_proj"]
+    assert config.priorities.ramp == (0.0, 1.0)
+    assert config.priorities.params == {"tau": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        (MINIMAL + "[extra]\n", "extra: Extra inputs are not permitted"),
+        (MINIMAL.replace('path = "student"', 'path = "student"\ndevice = "cpu"'), "model.device: Extra inputs"),
+        (MINIMAL.replace("[data]", "[dta]"), "data: Field required"),
+        (MINIMAL + "[priorities]\ndepth = 0", "priorities.depth: .* greater than or equal to 1, got 0"),
+        (
+            MINIMAL + '[priorities]\ndenominator = "sum"',
+            "denominator: .*'all', 'kept' or 'by_sign'.*got 'sum'",
+        ),
+        (MINIMAL + "[priorities]\nramp = [0.0]", "priorities.ramp.1: Field required"),
+        (MINIMAL + "[priorities]\nramp = [0.0, inf]", "priorities.ramp.1: Input should be a finite number, got inf"),
+        (MINIMAL + "=", "not valid TOML"),
+    ],
+)
+def test_a_mistake_names_the_key(load: Any, text: str, what: str) -> None:
+    with pytest.raises(ConfigError, match=what):
+        load(text)
+
+
+def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.toml: No such file or directory"):
+        load_config(tmp_path / "nowhere.toml")
+
+
+@pytest.mark.parametrize(
+    ("training", "what"),
+    [
+        (
+            {"output_dir": "out", "learning_rat": 1e-4},
+            "training.learning_rat: no such argument of SFTConfig; learning_rate?",
+        ),
+        ({"output_dir": "out", "qqqqq": 1}, "training.qqqqq: no such argument of SFTConfig$"),
+        ({"learning_rate": 1e-4}, "training.output_dir: is required"),
+        ({"output_dir": "out", "save_strategy": "sometimes"}, "training: .*sometimes"),
+    ],
+)
+def test_training_arguments_are_checked_by_name_and_by_trl(training: dict[str, Any], what: str) -> None:
+    with pytest.raises(ConfigError, match=what):
+        training_arguments(training)
+
+
+def test_defaults_of_ours_give_way_to_the_files(tmp_path: Path) -> None:
+    args = training_arguments({"output_dir": str(tmp_path)})
+    assert (args.report_to, args.bf16, args.remove_unused_columns) == ([], False, True)
+    assert training_arguments({"output_dir": str(tmp_path), "bf16": True, "use_cpu": True}).bf16
+
+
+def test_a_named_key_must_be_there(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TOKENPRIORITY_API_KEY", raising=False)
+    assert load(MINIMAL).priorities.api_key() is None
+    named = load(MINIMAL + '[priorities]\napi_key_env = "TOKENPRIORITY_API_KEY"').priorities
+    with pytest.raises(ConfigError, match="the environment variable TOKENPRIORITY_API_KEY is not set"):
+        named.api_key()
+    monkeypatch.setenv("TOKENPRIORITY_API_KEY", "secret")
+    assert named.api_key() == "secret"
+
+
+def test_configuration_and_command_load_no_heavy_library() -> None:
+    code = (
+        "import sys, tokenpriority_trainer.command, tokenpriority_trainer.config\n"
+        "heavy = {'torch', 'transformers', 'trl', 'datasets', 'peft'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_public_names_are_what_the_package_says() -> None:
+    import tokenpriority_trainer
+
+    for name in tokenpriority_trainer.__all__:
+        assert getattr(tokenpriority_trainer, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        _ = tokenpriority_trainer.Nothing

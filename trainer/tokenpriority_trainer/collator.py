@@ -1,0 +1,66 @@
+"""TRL's collator with the per-token columns kept.
+
+Knows that `priorities` and `span_priorities` are laid out exactly like labels, padded or flattened, and names the
+documents of the batch while it is still on the CPU. Knows nothing of what the columns mean.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from tokenpriority_trainer.documents import documents
+from tokenpriority_trainer.errors import WeightError
+
+PRIORITIES = "priorities"
+"""Ready weight of each token, float."""
+SPAN_PRIORITIES = "span_priorities"
+"""The caller's label of each token, float, NaN where there is none."""
+DOCUMENTS = "documents"
+"""Key of the batch under which its list of `Document` stands; never a tensor, so it stays on the CPU."""
+
+FILL = {PRIORITIES: 0.0, SPAN_PRIORITIES: math.nan}
+"""Every float column and what stands on padding."""
+EXTRAS = (*FILL, DOCUMENTS)
+"""Keys of a batch that no model takes."""
+
+
+@dataclass
+class PriorityCollator(DataCollatorForLanguageModeling):  # type: ignore[misc]  # TRL publishes no types
+    """Collates as TRL does and adds `documents` and, where the examples have them, the float columns.
+
+    Each column is a float32 tensor of the shape of `input_ids`. Raises WeightError if an example's column is missing,
+    is not as long as its input_ids or holds an infinite value.
+    """
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """One batch; called by the collator's `__call__`."""
+        batch: dict[str, Any] = super().torch_call(examples)
+        for name, fill in FILL.items():
+            if any(name in example for example in examples):
+                batch[name] = self._column(examples, name, fill, batch["input_ids"].shape)
+        batch[DOCUMENTS] = documents(batch)
+        return batch
+
+    def _column(self, examples: list[dict[str, Any]], name: str, fill: float, shape: torch.Size) -> Tensor:
+        rows = []
+        for number, example in enumerate(examples):
+            values, length = example.get(name), len(example["input_ids"])
+            if values is None or len(values) != length:
+                found = "is missing" if values is None else f"has {len(values)} values"
+                raise WeightError(f"example {number} of the batch has {length} tokens but its {name!r} {found}")
+            row = torch.tensor([math.nan if value is None else value for value in values], dtype=torch.float32)
+            if row.isinf().any():
+                raise WeightError(f"example {number} of the batch: its {name!r} holds an infinite value")
+            rows.append(row)
+        if self.padding_free:
+            rows = [torch.cat(rows)]
+        column = torch.full(shape, fill)
+        for number, row in enumerate(rows):
+            column[number, : len(row)] = row
+        return column

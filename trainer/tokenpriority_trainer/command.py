@@ -1,0 +1,35 @@
+"""`tokenpriority train`: a configuration file on the command line.
+
+Knows arguments, exit codes and one-line errors. Everything heavy is imported once the arguments are known to be good.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tokenpriority.errors import TokenPriorityError
+
+
+def train(
+    config: Annotated[Path, typer.Argument(help="TOML file; see trainer/README.md.", show_default=False)],
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in output_dir.")] = False,
+) -> None:
+    """Fine-tune a model with a signed priority on every token."""
+    from tokenpriority_trainer.config import load_config
+
+    try:
+        settings = load_config(config)
+        from tokenpriority_trainer.run import run
+
+        run(settings, resume=resume)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("tokenpriority"):
+            raise  # a bug of ours, not a missing library
+        typer.echo(f'train needs {error.name}: pip install "tokenpriority[trainer]"', err=True)
+        raise typer.Exit(1) from None
+    except TokenPriorityError as error:
+        typer.echo(f"{type(error).__name__}: {error}", err=True)
+        raise typer.Exit(1) from None

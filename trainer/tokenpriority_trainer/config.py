@@ -1,0 +1,138 @@
+"""The configuration of a training run: one TOML file, one frozen object.
+
+Knows the keys, their types and what must go together. Imports neither torch nor TRL, so that a mistake shows at once;
+`[training]` belongs to TRL's SFTConfig and is checked against it by `training_arguments`.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from dataclasses import fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tokenpriority.methods.method import Denominator, Negatives
+from tokenpriority_trainer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from trl import SFTConfig
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class LoraSection(_Section):
+    """`[model.lora]`: train low-rank adapters instead of the whole model."""
+
+    r: int = Field(16, ge=1)
+    """Rank."""
+    alpha: float = Field(32, gt=0)
+    """Scale; the adapter counts alpha / r."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout before the adapter."""
+    target_modules: list[str] | str = "all-linear"
+    """Names of the adapted modules."""
+
+
+class ModelSection(_Section):
+    """`[model]`: the student."""
+
+    path: str = Field(min_length=1)
+    """Folder or hub name of a causal language model with its tokenizer."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of the weights in memory; `bf16 = true` under `[training]` is mixed precision and needs float32 here."""
+    lora: LoraSection | None = None
+
+
+class DataSection(_Section):
+    """`[data]`: columns `text`, `messages`, `prompt` + `completion` or `input_ids`; optional `spans`, `priorities`."""
+
+    train: str = Field(min_length=1)
+    """A .jsonl, .json or .parquet file, or `hub-name` or `hub-name:split`."""
+    eval: str | None = None
+    """The same, for evaluation by plain NLL."""
+
+
+class PrioritiesSection(_Section):
+    """`[priorities]`: where weights come from and how they become a loss."""
+
+    url: str | None = None
+    """The scoring server. Without it: the `priorities` column, else a method that needs no server."""
+    api_key_env: str = "TOKENPRIORITY_API_KEY"
+    """Environment variable that holds the server's key."""
+    model: str = Field("reference", min_length=1)
+    """Name of the reference model on the server."""
+    method: str = Field("uniform", min_length=1)
+    """A method of `tokenpriority methods`."""
+    params: dict[str, Any] = Field(default_factory=dict)
+    """Its parameters."""
+    depth: int = Field(8, ge=1)
+    """Batches whose weights are fetched ahead of training."""
+    student: str | None = None
+    """A positive method of the live student (`dft`) that multiplies positive weights."""
+    negatives: Negatives | None = None
+    """How negative weights act; the method's own rule by default."""
+    ramp: tuple[float, float] | None = None
+    """Factor on negative weights, linear over the run from the first value to the second; the method's by default."""
+    denominator: Denominator | None = None
+    """Which count divides the loss; the method's by default."""
+
+    def api_key(self) -> str | None:
+        """The key, None if the variable is not set. Raises ConfigError if it was named but is not set."""
+        key = os.environ.get(self.api_key_env)
+        if key is None and "api_key_env" in self.model_fields_set:
+            raise ConfigError(f"priorities.api_key_env: the environment variable {self.api_key_env} is not set")
+        return key
+
+
+class Config(_Section):
+    """A whole run."""
+
+    model: ModelSection
+    data: DataSection
+    priorities: PrioritiesSection = PrioritiesSection()
+    training: dict[str, Any]
+    """Arguments of TRL's SFTConfig; `output_dir` is required."""
+
+
+def load_config(path: Path) -> Config:
+    """The configuration in a TOML file. Raises ConfigError naming the key, its value and the limit."""
+    try:
+        return Config.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        got = "" if first["type"] == "missing" else f", got {first['input']!r}"
+        raise ConfigError(f"{path}: {key}: {first['msg']}{got}") from None
+
+
+def training_arguments(training: dict[str, Any]) -> SFTConfig:
+    """TRL's SFTConfig from `[training]`, by default without reports, and with bf16 and pinned memory only on a GPU.
+
+    Raises ConfigError naming the key if it is unknown or missing, or with TRL's own words if it refuses the values.
+    """
+    import torch
+    from trl import SFTConfig
+
+    known = {field.name for field in fields(SFTConfig) if field.init}
+    for key in training:
+        if key not in known:
+            close = "".join(f"; did you mean {name}?" for name in get_close_matches(key, known, n=1))
+            raise ConfigError(f"training.{key}: no such argument of SFTConfig{close}")
+    if not training.get("output_dir"):
+        raise ConfigError("training.output_dir: is required: the folder the model and its metrics are written to")
+    gpu = torch.cuda.is_available()
+    defaults = {"report_to": "none", "bf16": gpu and not training.get("fp16", False), "dataloader_pin_memory": gpu}
+    try:
+        return SFTConfig(**{**defaults, **training})
+    except (ValueError, TypeError, ImportError) as error:
+        raise ConfigError(f"training: {error}") from None

@@ -1,0 +1,105 @@
+"""Real text: the Python standard library's own sources, split by file, and a tokenizer made from them.
+
+Knows files and windows of tokens. Knows nothing of noise, models or training. Everything here is a function of the
+installed Python and of the seed: same interpreter, same text, same windows.
+"""
+
+from __future__ import annotations
+
+import sysconfig
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import ByteLevelBPETokenizer
+from transformers import PreTrainedTokenizerFast
+
+END_OF_TEXT = "<|endoftext|>"
+Ids = np.ndarray[Any, np.dtype[np.int64]]
+
+# Tests and installed packages are not the library; encodings and pydoc_data are generated tables, which would
+# make a file's NLL say more of the table than of the model.
+_LEFT_OUT = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "encodings", "pydoc_data"})
+_CYCLE = 16
+_PLACE = {0: "heldout", 4: "tuning", 8: "tuning", 12: "tuning", 2: "curated", 6: "curated", 10: "curated"}
+
+
+class CorpusTooSmall(RuntimeError):
+    """This Python's standard library has too little source text for the demo."""
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """Paths of the four parts, disjoint by file, each in sorted order."""
+
+    base: tuple[Path, ...]
+    """What the base model is trained on."""
+    curated: tuple[Path, ...]
+    """What the reference sees on top: clean, and neither the base nor the fine-tuning sees it."""
+    tuning: tuple[Path, ...]
+    """What the fine-tuning set is made from."""
+    heldout: tuple[Path, ...]
+    """What nothing is trained on."""
+
+
+def split_sources(max_bytes: int | None = None) -> Corpus:
+    """The standard library's sources in four parts: file i of the sorted list goes by i modulo 16.
+
+    Only ASCII files are taken, so that a window cut at any token is text. `max_bytes` stops reading once so much has
+    been taken.
+    """
+    parts: dict[str, list[Path]] = {"base": [], "curated": [], "tuning": [], "heldout": []}
+    taken = 0
+    for index, path in enumerate(_source_files()):
+        if max_bytes is not None and taken >= max_bytes:
+            break
+        taken += path.stat().st_size
+        parts[_PLACE.get(index % _CYCLE, "base")].append(path)
+    return Corpus(**{name: tuple(paths) for name, paths in parts.items()})
+
+
+def train_tokenizer(paths: Iterable[Path], vocab_size: int, length: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of `vocab_size` tokens made from these files, for sequences of `length`."""
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(
+        (_read(path) for path in paths), vocab_size=vocab_size, special_tokens=[END_OF_TEXT], show_progress=False
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe._tokenizer,
+        eos_token=END_OF_TEXT,
+        pad_token=END_OF_TEXT,
+        model_max_length=length,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def windows(tokenizer: PreTrainedTokenizerFast, paths: Iterable[Path], length: int, seed: int) -> Ids:
+    """Every whole window of `length` tokens, none across files, in an order the seed decides: (N, length) int64."""
+    texts = [_read(path) for path in paths]
+    encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    whole = [np.array(ids[: len(ids) // length * length], np.int64).reshape(-1, length) for ids in encoded]
+    rows = np.concatenate([np.empty((0, length), np.int64), *whole])
+    return np.random.default_rng(seed).permutation(rows)
+
+
+def at_least(rows: Ids, count: int, part: str) -> Ids:
+    """The first `count` rows. Raises CorpusTooSmall, naming the part, if there are fewer."""
+    if len(rows) < count:
+        raise CorpusTooSmall(
+            f"the {part} part of this Python's standard library holds {len(rows)} sequences of {rows.shape[1]} tokens, "
+            f"the demo needs {count}"
+        )
+    return rows[:count]
+
+
+def _source_files() -> Iterable[Path]:
+    root = Path(sysconfig.get_path("stdlib"))
+    for path in sorted(root.rglob("*.py")):
+        if not _LEFT_OUT.intersection(path.relative_to(root).parts) and path.is_file() and path.read_bytes().isascii():
+            yield path
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="ascii")

@@ -1,0 +1,97 @@
+"""What the trainer reports, split by sign.
+
+Knows sums over tokens and how they become means over the whole global batch. Sums stay on the device until they are
+asked for, so that no micro-batch waits for the GPU. Knows nothing of the loss or of where weights come from.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenpriority_trainer.errors import Diverged
+
+_SUMS = ("nll_pos", "nll_neg", "pos", "neg", "valid", "kept", "weight_pos", "weight_neg", "entropy", "correct")
+
+
+class SignMetrics:
+    """Sums since the last `drain`, and totals since the start of training."""
+
+    def __init__(self) -> None:
+        self._parts: list[Tensor] = []
+        self._tokens = 0
+        self._since = time.perf_counter()
+        self._waited = 0.0
+        self.tokens = 0
+        """Tokens trained on or over so far, padding apart, over all processes; as of the last `drain`."""
+        self.wait_seconds = 0.0
+        """Seconds waited for weights so far, by the process that waited longest; as of the last `drain`."""
+
+    def start(self) -> None:
+        """Count time from now."""
+        self._since = time.perf_counter()
+
+    def see(self, tokens: int) -> None:
+        """Count the tokens of one micro-batch, padding apart."""
+        self._tokens += tokens
+
+    def add(self, outputs: Any, priorities: Tensor, weights: Tensor) -> None:
+        """Add one micro-batch: TRL's fused outputs, the static priorities that give the sign, the weights applied.
+
+        All of shape (R, C - 1); `weights` are the priorities after ramp and student factor.
+        """
+        nll, mask = -outputs.log_probs.detach(), outputs.label_mask
+        pos, neg, zero = priorities > 0, priorities < 0, torch.zeros_like(nll)
+        sums = (
+            torch.where(pos, nll, zero),
+            torch.where(neg, nll, zero),
+            pos,
+            neg,
+            mask,
+            priorities != 0,
+            torch.where(pos, weights, zero),
+            torch.where(neg, -weights, zero),
+            torch.where(mask, outputs.entropy.detach(), zero),
+            outputs.is_top1,
+        )
+        self._parts.append(torch.stack([part.sum().float() for part in sums]))
+
+    def drain(self, accelerator: Any, waited: float) -> dict[str, float]:
+        """The metrics since the last drain, over all processes; empty if nothing was added. Every process must call.
+
+        `waited` is the source's running total of seconds. A mean over no token is left out. Raises Diverged if a
+        negative log-likelihood is not finite.
+        """
+        if not self._parts:
+            return {}
+        now = time.perf_counter()
+        host = torch.tensor([float(self._tokens), waited - self._waited], device=self._parts[0].device)
+        sums = accelerator.reduce(torch.stack(self._parts).sum(0)).tolist()
+        tokens, waits = accelerator.gather(host[None]).unbind(1)
+        self.tokens += int(tokens.sum())
+        self.wait_seconds += float(waits.max())
+        seconds = now - self._since
+        report = _report(dict(zip(_SUMS, sums, strict=True)))
+        report |= {"wait_seconds": float(waits.max()), "tokens_per_second": float(tokens.sum()) / seconds}
+        report["num_tokens"] = float(self.tokens)
+        self._parts, self._tokens, self._since, self._waited = [], 0, now, waited
+        return report
+
+
+def _report(s: dict[str, float]) -> dict[str, float]:
+    if not math.isfinite(s["nll_pos"] + s["nll_neg"]):
+        raise Diverged(f"the negative log-likelihood is {s['nll_pos'] + s['nll_neg']}: training has diverged")
+    means = {
+        "nll_pos": (s["nll_pos"], s["pos"]),
+        "nll_neg": (s["nll_neg"], s["neg"]),
+        "negative_share": (s["weight_neg"], s["weight_pos"] + s["weight_neg"]),
+        "kept_share": (s["kept"], s["valid"]),
+        "priority_mean": (s["weight_pos"] - s["weight_neg"], s["valid"]),
+        "entropy": (s["entropy"], s["valid"]),
+        "mean_token_accuracy": (s["correct"], s["valid"]),
+    }
+    return {name: total / number for name, (total, number) in means.items() if number > 0}
