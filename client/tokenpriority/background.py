@@ -77,12 +77,12 @@ class _Running:
 
     def __init__(self, at_end: Callable[[], Awaitable[None]]) -> None:
         self._pid = os.getpid()
-        began: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
-        self._thread = threading.Thread(
-            target=lambda: asyncio.run(_serve(began, at_end)), name="tokenpriority", daemon=True
-        )
+        self._at_end = at_end
+        self._began: Future[None] = Future()
+        self._thread = threading.Thread(target=self._run, name="tokenpriority", daemon=True)
+        _RUNNING.add(self)
         self._thread.start()
-        self.loop, self._ended = began.result()
+        self._began.result()
 
     def stop(self) -> None:
         """Ask the loop to end; returns at once, from any thread."""
@@ -94,34 +94,42 @@ class _Running:
         """Wait for the thread's end."""
         self._thread.join()
 
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._serve())
+        finally:
+            _RUNNING.discard(self)
 
-async def _serve(
-    began: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]], at_end: Callable[[], Awaitable[None]]
-) -> None:
-    ended = asyncio.Event()
-    began.set_result((asyncio.get_running_loop(), ended))
-    await ended.wait()
-    tasks = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-    await at_end()
+    async def _serve(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self._ended = asyncio.Event()
+        self._began.set_result(None)
+        await self._ended.wait()
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._at_end()
 
 
+_RUNNING: set[_Running] = set()
+"""Threads of this process, also those of owners already collected: the interpreter's end waits for each."""
 _LIVE: weakref.WeakSet[Background] = weakref.WeakSet()
-_INHERITED: list[object] = []
+_INHERITED: list[_Running] = []
 """Loops of the parent process, kept for ever in a forked child: collecting one would close what the parent uses."""
 
 
 def _after_fork() -> None:
+    _INHERITED.extend(_RUNNING)
+    _RUNNING.clear()
     for background in list(_LIVE):
-        _INHERITED.append(background._running)
         background.forget()
 
 
 def _at_exit() -> None:
-    for background in list(_LIVE):
-        background.close()
+    for running in list(_RUNNING):
+        running.stop()
+        running.join()
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -49,7 +49,7 @@ class Prefetch(Generic[B]):
             target=_fill, args=(self._shelf, loader, begin), name="tokenpriority-prefetch", daemon=True
         )
         weakref.finalize(self, self._shelf.stop).atexit = False
-        _LIVE.add(self)
+        _RUNNING[self._thread] = self._shelf
         self._thread.start()
 
     def __iter__(self) -> Self:
@@ -152,14 +152,19 @@ def _fill(shelf: _Shelf[B], loader: Iterable[B], begin: Callable[[B], Future[lis
         shelf.put(None)
     except BaseException as error:  # whatever it is, the consumer waits for it
         shelf.put(error)
+    finally:
+        _RUNNING.pop(threading.current_thread(), None)
 
 
-_LIVE: weakref.WeakSet[Prefetch[Any]] = weakref.WeakSet()
+_RUNNING: dict[threading.Thread, _Shelf[Any]] = {}
+"""Threads of this process, also those of consumers already collected: the interpreter's end waits for each."""
 
 
 def _at_exit() -> None:
-    for prefetch in list(_LIVE):
-        prefetch.close()
+    for thread, shelf in list(_RUNNING.items()):
+        shelf.stop()
+        thread.join(JOIN_SECONDS)
 
 
+# After the import of `background`, so that it runs before the loops end.
 atexit.register(_at_exit)

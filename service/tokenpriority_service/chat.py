@@ -24,8 +24,9 @@ MAX_UNMARKED_TURNS = 256
 """Most assistant turns for a template without marks: each is rendered twice, over ever longer prefixes."""
 
 _MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
-_TRACKER = threading.Lock()
-"""transformers keeps one tracker of generation marks per compiled template, not safe to enter twice at once."""
+_RENDERING = threading.Lock()
+"""transformers keeps one tracker of generation marks per compiled template. While it is active, any other rendering of
+that template, even one that asked for no marks, would write into it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +62,7 @@ class Chat:
         Raises InvalidSequence if there are none, or if they cannot be told (see the module).
         """
         if _MARK.search(self._template):
-            with _TRACKER:
-                ranges = self._render(messages, marks=True)[1]
+            ranges = self._render(messages, marks=True)[1]
         else:
             ranges = self._prefix_ranges(messages, text)
         if not ranges:
@@ -122,13 +122,14 @@ class Chat:
 
         try:
             # Its annotation says str; it returns texts and ranges, one of each per conversation.
-            rendered: Any = render_jinja_template(
-                conversations=[list(messages)],
-                chat_template=self._template,
-                return_assistant_tokens_mask=marks,
-                add_generation_prompt=generation_prompt,
-                **self._special_tokens,
-            )
+            with _RENDERING:
+                rendered: Any = render_jinja_template(
+                    conversations=[list(messages)],
+                    chat_template=self._template,
+                    return_assistant_tokens_mask=marks,
+                    add_generation_prompt=generation_prompt,
+                    **self._special_tokens,
+                )
         except Exception as error:  # a template may raise anything at all on messages it was not made for
             raise InvalidSequence(f"messages: the model's chat template refuses them: {error}") from None
         texts, ranges = rendered

@@ -92,12 +92,8 @@ async def gather(request: Request, store: EvidenceStore, admission: Admission) -
     every sequence met one. Cancelling it gives up what nobody else waits for.
     """
     arrived = time.monotonic()
-    plans = [
-        [_Plan(model, each, Wanted(content_key(model.engine.info.fingerprint, each.token_ids), each.score_from))
-         for model in _models(request.draft)]
-        for each in request.sequences
-        if isinstance(each, Sequence)
-    ]  # fmt: skip
+    models = _models(request.draft)
+    plans = [[_plan(model, each) for model in models] for each in request.sequences if isinstance(each, Sequence)]
     flat = [plan for row in plans for plan in row if plan.sequence.score_from < len(plan.sequence.token_ids)]
     for plan, hit in zip(flat, await store.find([plan.wanted for plan in flat]), strict=True):
         plan.hit = hit
@@ -131,6 +127,11 @@ def score(request: Request, gathered: Gathered) -> list[Scored | Refused]:
         except ApiError as error:
             out.append(Refused(sequence.id, error))
     return out
+
+
+def _plan(model: Model, sequence: Sequence) -> _Plan:
+    key = content_key(model.engine.info.fingerprint, sequence.token_ids)
+    return _Plan(model, sequence, Wanted(key, sequence.score_from))
 
 
 def _models(draft: Draft) -> list[Model]:

@@ -17,6 +17,9 @@ from fastapi import FastAPI
 
 from tokenpriority_service.access import Gate
 
+BACKLOG = 2048
+"""Connections that may wait to be accepted."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -25,14 +28,15 @@ class PortTaken(Exception):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A bound socket. Raises PortTaken."""
+    """A listening socket: connections wait in it until the server is up. Raises PortTaken."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        with contextlib.ExitStack() as unless_bound:
-            sock = unless_bound.enter_context(socket.socket(family, socket.SOCK_STREAM))
+        with contextlib.ExitStack() as unless_listening:
+            sock = unless_listening.enter_context(socket.socket(family, socket.SOCK_STREAM))
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind(address)
-            unless_bound.pop_all()
+            sock.listen(BACKLOG)
+            unless_listening.pop_all()
     except OSError as error:
         raise PortTaken(f"cannot listen on {host} port {port}: {error.strerror or error}") from None
     return sock
@@ -52,6 +56,7 @@ class Server(uvicorn.Server):
                 access_log=False,
                 log_config=None,
                 server_header=False,
+                backlog=BACKLOG,
                 # Drained already when it gets there: what is left is cancelled.
                 timeout_graceful_shutdown=1,
             )

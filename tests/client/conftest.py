@@ -23,7 +23,7 @@ import uvicorn
 from tokenpriority import Client, wire
 from tokenpriority.errors import ApiError, InvalidSequence, TooLarge
 from tokenpriority.methods import describe
-from tokenpriority.schema import ModelInfo, ModelList, PriorityRequest
+from tokenpriority.schema import PriorityRequest
 from tokenpriority_service.app import create_app
 from tokenpriority_service.engines.engine import Engine, Job, Rows
 from tokenpriority_service.engines.fake import FakeEngine
@@ -40,52 +40,6 @@ def logprobs(token_ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     values = np.full(len(ids), np.nan, np.float32)
     values[1:] = -((ids[1:] * 31 + ids[:-1] * 17) % 97) / 10 - 0.1
     return values
-
-
-def refusing(error: ApiError, **headers: str) -> Handler:
-    """Answers with an error, as the service writes it."""
-    named = {"content-type": wire.JSON, **{name.replace("_", "-"): value for name, value in headers.items()}}
-
-    async def handler(server: ContractServer, request: PriorityRequest) -> Reply:
-        return error.status, named, wire.encode_error(error, "req-1")
-
-    return handler
-
-
-def page(status: int, text: str = "<html>Bad\n gateway</html>", **headers: str) -> Handler:
-    """Answers as a proxy does."""
-    named = {"content-type": "text/html", **{name.replace("_", "-"): value for name, value in headers.items()}}
-
-    async def handler(server: ContractServer, request: PriorityRequest) -> Reply:
-        return status, named, text.encode()
-
-    return handler
-
-
-def edited(edit: Callable[[dict[str, Any]], Any]) -> Handler:
-    """Answers rightly but for an edit of the body."""
-
-    async def handler(server: ContractServer, request: PriorityRequest) -> Reply:
-        return await server.score(request, edit)
-
-    return handler
-
-
-async def dropping(server: ContractServer, request: PriorityRequest) -> Reply:
-    """Breaks the connection."""
-    return None
-
-
-async def hanging(server: ContractServer, request: PriorityRequest) -> Reply:
-    """Never answers."""
-    return await asyncio.sleep(3600, None)
-
-
-class Faults:
-    """The handlers above, for tests, which cannot import a conftest."""
-
-    refusing, page, edited = staticmethod(refusing), staticmethod(page), staticmethod(edited)
-    dropping, hanging = staticmethod(dropping), staticmethod(hanging)
 
 
 class ContractServer:
@@ -116,52 +70,63 @@ class ContractServer:
             handler = self.faults.popleft() if self.faults else self.always
             return await (handler(self, request) if handler else self.score(request))
 
+    @staticmethod
+    def hanging_unless(wanted: Callable[[PriorityRequest], bool]) -> Handler:
+        """A fault: no answer to any request but some; which of several arrives first is nobody's to say."""
+        return lambda server, request: server.score(request) if wanted(request) else server.hanging(server, request)
+
     def _described(self, path: str) -> Any:
         if path == "/v1/methods":
             return describe()
-        reference = ModelInfo(
-            name="reference",
-            ready=self.model_error is None,
-            engine="fake",
-            model="m",
-            dtype="float32",
-            max_model_len=1024,
-            vocab_size=2**32,
-            fingerprint=self.fingerprint,
-            signals=[],
-            tokenizer="",
-            error=self.model_error,
-        )
-        return ModelList(models=[reference])
+        sizes = {"max_model_len": 1024, "vocab_size": 2**32}
+        loaded = {"ready": self.model_error is None, "error": self.model_error, "fingerprint": self.fingerprint}
+        names = {"name": "reference", "engine": "fake", "model": "m", "dtype": "float32", "tokenizer": ""}
+        return {"models": [{**names, **loaded, **sizes, "signals": []}]}
 
     async def score(self, request: PriorityRequest, edit: Callable[[dict[str, Any]], Any] | None = None) -> Reply:
         """The right answer, or, after `edit`, a wrong one."""
         if len(request.sequences) > self.max_sequences:
-            return await refusing(TooLarge(f"at most {self.max_sequences} sequences"))(self, request)
+            return await self.refusing(TooLarge(f"at most {self.max_sequences} sequences"))(self, request)
         await asyncio.sleep(self.seconds)
-        answer = {
-            "model": {"name": request.model, "fingerprint": self.fingerprint},
-            "method": {"name": request.method.name, "version": self.method_version, "params": {}},
-            "results": [self._result(item) for item in request.sequences],
-            "usage": {"tokens": 0, "cached_tokens": 0, "queue_ms": 0.0, "engine_ms": 0.0},
-        }
+        answer: dict[str, Any] = {"usage": {"tokens": 0, "cached_tokens": 0, "queue_ms": 0.0, "engine_ms": 0.0}}
+        answer["model"] = {"name": request.model, "fingerprint": self.fingerprint}
+        answer["method"] = {"name": request.method.name, "version": self.method_version, "params": {}}
+        answer["results"] = [self._result(item) for item in request.sequences]
         if edit:
             edit(answer)
         return 200, {"content-type": wire.MSGPACK}, wire.encode(answer)
+
+    @staticmethod
+    def refusing(error: ApiError, **headers: str) -> Handler:
+        """A fault: an error, as the service writes it."""
+        return _constant(error.status, wire.JSON, wire.encode_error(error, "req-1"), headers)
+
+    @staticmethod
+    def page(status: int, text: str = "<html>Bad\n gateway</html>", **headers: str) -> Handler:
+        """A fault: the page of a proxy."""
+        return _constant(status, "text/html", text.encode(), headers)
+
+    @staticmethod
+    def edited(edit: Callable[[dict[str, Any]], Any]) -> Handler:
+        """A fault: the right answer after an edit."""
+        return lambda server, request: server.score(request, edit)
+
+    @staticmethod
+    async def dropping(server: ContractServer, request: PriorityRequest) -> Reply:
+        """A fault: the connection breaks."""
+        return None
+
+    @staticmethod
+    async def hanging(server: ContractServer, request: PriorityRequest) -> Reply:
+        """A fault: no answer ever."""
+        return await asyncio.sleep(3600, None)
 
     def _result(self, item: Any) -> dict[str, Any]:
         if not isinstance(item.token_ids, bytes) or not item.token_ids:
             return {"id": item.id, "error": {"type": InvalidSequence.type, "message": "token_ids: needs one"}}
         ids = wire.unpack(item.token_ids, wire.U4, "token_ids")
-        values = logprobs(ids)
-        priorities = np.where(np.isnan(values), 0, 1).astype(np.float32)
-        return {
-            "id": item.id,
-            "token_ids": item.token_ids,
-            "logprobs": values.tobytes(),
-            "priorities": priorities.tobytes(),
-            "cached": False,
-        }
+        arrays = {"logprobs": logprobs(ids).tobytes(), "priorities": (np.arange(len(ids)) > 0).astype("<f4").tobytes()}
+        return {"id": item.id, "token_ids": item.token_ids, **arrays, "cached": False}
 
     @asynccontextmanager
     async def _counted(self, request: PriorityRequest) -> AsyncIterator[None]:
@@ -186,13 +151,10 @@ class ContractServer:
                 answering = asyncio.ensure_future(self.answer(*request))
                 gone = asyncio.ensure_future(reader.read(1))
                 await asyncio.wait({answering, gone}, return_when=asyncio.FIRST_COMPLETED)
-                if not answering.done():
-                    answering.cancel()
-                    await asyncio.gather(answering, return_exceptions=True)
-                    return
-                gone.cancel()
-                await asyncio.gather(gone, return_exceptions=True)
-                if (reply := answering.result()) is None:
+                for other in (answering, gone):
+                    other.cancel()
+                await asyncio.wait({answering, gone})
+                if answering.cancelled() or (reply := answering.result()) is None:
                     return
                 status, headers, body = reply
                 lines = [f"HTTP/1.1 {status} X", *(f"{k}: {v}" for k, v in headers.items())]
@@ -212,6 +174,15 @@ class ContractServer:
         return head[0].split()[1], await reader.readexactly(int(headers.get("content-length", "0")))
 
 
+def _constant(status: int, content_type: str, body: bytes, headers: dict[str, str]) -> Handler:
+    named = {"content-type": content_type, **{name.replace("_", "-"): value for name, value in headers.items()}}
+
+    async def handler(server: ContractServer, request: PriorityRequest) -> Reply:
+        return status, named, body
+
+    return handler
+
+
 @contextmanager
 def in_thread(main: Callable[[asyncio.Event], Awaitable[None]]) -> Iterator[None]:
     """Run a server in the loop of a thread of its own until the block ends."""
@@ -229,11 +200,6 @@ def in_thread(main: Callable[[asyncio.Event], Awaitable[None]]) -> Iterator[None
     finally:
         loop.call_soon_threadsafe(ended.set)
         thread.join()
-
-
-@pytest.fixture(scope="session")
-def faults() -> type[Faults]:
-    return Faults
 
 
 @pytest.fixture

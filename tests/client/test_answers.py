@@ -25,10 +25,10 @@ def test_413_splits_down_to_what_fits(server: Any, client: Client) -> None:
     assert [len(r.sequences) for r in server.requests] == [13, 6, 3, 3, 7, 3, 4, 2, 2]
 
 
-def test_413_for_one_sequence_is_its_failure_and_the_others_are_kept(server: Any, faults: Any, client: Client) -> None:
+def test_413_for_one_sequence_is_its_failure_and_the_others_are_kept(server: Any, client: Client) -> None:
     async def no_long(server: Any, request: Any) -> Any:
         if sum(len(item.token_ids) for item in request.sequences) > 40:
-            return await faults.refusing(TooLarge("at most 10 tokens"))(server, request)
+            return await server.refusing(TooLarge("at most 10 tokens"))(server, request)
         return await server.score(request)
 
     server.always = no_long
@@ -48,7 +48,7 @@ def test_a_changed_model_is_never_mixed_in(server: Any, client: Client) -> None:
     assert client.fingerprints == {"reference": "f0", "other": "f1"}
 
 
-def test_a_change_in_the_middle_of_a_stream_is_raised_in_its_place(server: Any, faults: Any) -> None:
+def test_a_change_in_the_middle_of_a_stream_is_raised_in_its_place(server: Any) -> None:
     with Client(server.url, max_inflight_tokens=400) as client:
         results = client.score_many([[n] * 100 for n in range(20)])
         next(results)
@@ -118,8 +118,8 @@ BROKEN: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
 
 
 @pytest.mark.parametrize(("edit", "message"), BROKEN)
-def test_a_broken_answer_is_never_used(server: Any, faults: Any, client: Client, edit: Any, message: str) -> None:
-    server.faults.append(faults.edited(edit))
+def test_a_broken_answer_is_never_used(server: Any, client: Client, edit: Any, message: str) -> None:
+    server.faults.append(server.edited(edit))
     with pytest.raises(ContractBroken, match=message):
         client.score([[1, 2, 3], [4, 5]])
     assert client.fingerprints == {}, "nothing of it counts, not even its model"
@@ -139,16 +139,14 @@ def test_signals_that_are_missing_are_noticed(client: Client) -> None:
         ({"token_ids": b""}, "token_ids are empty"),
     ],
 )
-def test_offsets_that_are_missing_are_noticed(
-    server: Any, faults: Any, client: Client, added: dict[str, Any], message: str
-) -> None:
+def test_offsets_that_are_missing_are_noticed(server: Any, client: Client, added: dict[str, Any], message: str) -> None:
     whole = {"id": 0, "token_ids": ids(7, 8), "logprobs": floats(NAN, -1), "priorities": floats(0, 1), "cached": False}
-    server.faults.append(faults.edited(lambda answer: answer.update(results=[{**whole, **added}])))
+    server.faults.append(server.edited(lambda answer: answer.update(results=[{**whole, **added}])))
     with pytest.raises(ContractBroken, match=message):
         client.score(["ab"], offsets=True)
 
 
-def test_an_answer_of_another_type_is_refused(server: Any, faults: Any, client: Client) -> None:
-    server.faults.append(faults.page(200))
+def test_an_answer_of_another_type_is_refused(server: Any, client: Client) -> None:
+    server.faults.append(server.page(200))
     with pytest.raises(ContractBroken, match="the server answered text/html"):
         client.score([[1, 2]])

@@ -26,6 +26,10 @@ def until(condition: Any) -> None:
         time.sleep(0.005)
 
 
+def first(request: Any) -> bool:
+    return bool(request.sequences[0].id == 0)
+
+
 @given(st.lists(st.none() | st.integers(0, 90), max_size=200), st.integers(1, 200))
 def test_groups_keep_order_and_bounds(lengths: list[int | None], bound: int) -> None:
     failure = ScoreFailure(0, InvalidSequence("bad"))
@@ -91,7 +95,7 @@ def test_equal_sequences_are_sent_once(server: Any) -> None:
     assert [len(request.sequences) for request in server.requests] == [2, 2]
 
 
-def test_score_many_reads_no_further_than_its_bound(server: Any, faults: Any) -> None:
+def test_score_many_reads_no_further_than_its_bound(server: Any) -> None:
     read = 0
 
     def endless() -> Iterator[list[int]]:
@@ -100,8 +104,7 @@ def test_score_many_reads_no_further_than_its_bound(server: Any, faults: Any) ->
             read += 1
             yield [read] * 100
 
-    server.always = faults.hanging
-    server.faults.extend([faults.edited(lambda answer: None)] * 2)
+    server.always = server.hanging_unless(first)
     with Client(server.url, max_inflight_tokens=1000) as client:
         results = client.score_many(endless())
         assert next(results).token_ids[0] == 1
@@ -109,9 +112,8 @@ def test_score_many_reads_no_further_than_its_bound(server: Any, faults: Any) ->
     assert read <= 1000 // 100 + 2 * 3, "one group of 250 tokens beyond the bound, and the one being read"
 
 
-def test_stopping_early_cancels_what_is_under_way(server: Any, faults: Any, caplog: pytest.LogCaptureFixture) -> None:
-    server.always = faults.hanging
-    server.faults.append(faults.edited(lambda answer: None))
+def test_stopping_early_cancels_what_is_under_way(server: Any, caplog: pytest.LogCaptureFixture) -> None:
+    server.always = server.hanging_unless(first)
     with Client(server.url, max_inflight_tokens=1000) as client:
         results = client.score_many([[n] * 200 for n in range(50)])
         next(results)
@@ -123,10 +125,9 @@ def test_stopping_early_cancels_what_is_under_way(server: Any, faults: Any, capl
 
 
 def test_stopping_an_async_stream_early_cancels_what_is_under_way(
-    server: Any, faults: Any, caplog: pytest.LogCaptureFixture
+    server: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    server.always = faults.hanging
-    server.faults.append(faults.edited(lambda answer: None))
+    server.always = server.hanging_unless(first)
 
     async def main() -> None:
         async with AsyncClient(server.url, max_inflight_tokens=1000) as client:
@@ -139,9 +140,14 @@ def test_stopping_an_async_stream_early_cancels_what_is_under_way(
     assert caplog.records == []
 
 
-def test_a_failure_of_the_call_ends_score_many_and_cancels_the_rest(server: Any, faults: Any) -> None:
-    server.always = faults.hanging
-    server.faults.extend([faults.edited(lambda answer: None), faults.refusing(Forbidden("not yours"))])
+def test_a_failure_of_the_call_ends_score_many_and_cancels_the_rest(server: Any) -> None:
+
+    async def second_is_refused(server: Any, request: Any) -> Any:
+        second = request.sequences[0].id == 1
+        handler = server.refusing(Forbidden("not yours")) if second else server.hanging_unless(first)
+        return await handler(server, request)
+
+    server.always = second_is_refused
     with Client(server.url, max_inflight_tokens=1000, retries=0) as client:
         results = client.score_many([[n] * 200 for n in range(50)])
         assert next(results).id == 0
@@ -150,17 +156,17 @@ def test_a_failure_of_the_call_ends_score_many_and_cancels_the_rest(server: Any,
         until(lambda: server.requests_in_flight == 0)
 
 
-def test_a_failure_of_one_request_of_a_call_cancels_the_others(server: Any, faults: Any) -> None:
-    server.always = faults.hanging
-    server.faults.append(faults.refusing(Forbidden("not yours")))
+def test_a_failure_of_one_request_of_a_call_cancels_the_others(server: Any) -> None:
+    server.always = server.hanging
+    server.faults.append(server.refusing(Forbidden("not yours")))
     with Client(server.url, max_inflight_tokens=1000, retries=0) as client:
         with pytest.raises(Forbidden, match="not yours"):
             client.score([[n] * 200 for n in range(50)])
         until(lambda: server.requests_in_flight == 0)
 
 
-def test_closing_while_another_thread_waits_is_told(server: Any, faults: Any) -> None:
-    server.always = faults.hanging
+def test_closing_while_another_thread_waits_is_told(server: Any) -> None:
+    server.always = server.hanging
     client = Client(server.url)
     caught: list[Exception] = []
 

@@ -28,6 +28,11 @@ def batches(count: int) -> list[list[list[int]]]:
     return [[[n, 1], [n, 2, 3]] for n in range(count)]
 
 
+def first(request: Any) -> bool:
+    """Whether its first token is 0, as of batch 0."""
+    return bool(request.sequences[0].token_ids[0] == 0)
+
+
 def until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 30
     while not condition():
@@ -200,10 +205,9 @@ def break_off(prefetch: Any) -> None:
 
 @pytest.mark.parametrize("end", [leave, forget, break_off])
 def test_stopping_early_ends_the_thread_and_the_requests(
-    server: Any, faults: Any, end: Callable[[Any], None], caplog: pytest.LogCaptureFixture
+    server: Any, end: Callable[[Any], None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    server.always = faults.hanging
-    server.faults.append(lambda server, request: server.score(request))
+    server.always = server.hanging_unless(first)
     with Client(server.url, retries=0) as client:
         end(client.prefetch(batches(50), sequences=lambda batch: batch, method="uniform", depth=4))
         until(lambda: prefetch_threads() == 0)
@@ -215,8 +219,8 @@ def test_stopping_early_ends_the_thread_and_the_requests(
     assert caplog.records == []
 
 
-def test_closing_the_client_ends_the_prefetch_with_an_error(server: Any, faults: Any) -> None:
-    server.always = faults.hanging
+def test_closing_the_client_ends_the_prefetch_with_an_error(server: Any) -> None:
+    server.always = server.hanging
     client = Client(server.url)
     prefetch = client.prefetch(batches(50), sequences=lambda batch: batch, method="uniform")
     until(lambda: len(server.requests) > 0)
@@ -227,10 +231,9 @@ def test_closing_the_client_ends_the_prefetch_with_an_error(server: Any, faults:
 
 
 @pytest.mark.parametrize("end", ["", "raise SystemExit(0)", "next(results)", "del prefetch, client"])
-def test_the_interpreter_ends_quietly(server: Any, faults: Any, end: str) -> None:
+def test_the_interpreter_ends_quietly(server: Any, end: str) -> None:
     """Threads, requests and a prefetch in the middle of things: nothing is printed and nothing hangs."""
-    server.always = faults.hanging
-    server.faults.extend([lambda server, request: server.score(request)] * 9)
+    server.always = server.hanging_unless(first)
     program = f"""
         from tokenpriority import Client
         client = Client({server.url!r}, max_inflight_tokens=50)

@@ -52,17 +52,17 @@ def send(server: Any, delays: list[float], retries: int = 8, timeout: float = 5.
     asyncio.run(main())
 
 
-def test_delays_double_and_honour_retry_after(server: Any, faults: Any) -> None:
+def test_delays_double_and_honour_retry_after(server: Any) -> None:
     server.faults.extend(
         [
-            faults.refusing(Unavailable("loading")),
-            faults.refusing(Overloaded("busy"), retry_after="3"),
-            faults.dropping,
-            faults.page(502),
-            faults.page(408),
-            faults.page(409),
-            faults.refusing(InternalError("bug")),
-            faults.refusing(Overloaded("busy"), retry_after="1000"),
+            server.refusing(Unavailable("loading")),
+            server.refusing(Overloaded("busy"), retry_after="3"),
+            server.dropping,
+            server.page(502),
+            server.page(408),
+            server.page(409),
+            server.refusing(InternalError("bug")),
+            server.refusing(Overloaded("busy"), retry_after="1000"),
         ]
     )
     delays: list[float] = []
@@ -77,27 +77,27 @@ def test_delays_double_and_honour_retry_after(server: Any, faults: Any) -> None:
     assert len({round(delay / full, 6) for delay, full in zip(delays, expected, strict=True)}) > 2, "no jitter"
 
 
-def test_the_request_is_the_same_each_time(server: Any, faults: Any) -> None:
-    server.faults.extend([faults.dropping, faults.page(503)])
+def test_the_request_is_the_same_each_time(server: Any) -> None:
+    server.faults.extend([server.dropping, server.page(503)])
     send(server, [])
     assert [wire.encode(request) for request in server.requests] == [wire.encode(server.requests[0])] * 3
 
 
-def test_a_timeout_is_retried_and_the_server_notices(server: Any, faults: Any) -> None:
-    server.faults.append(faults.hanging)
+def test_a_timeout_is_retried_and_the_server_notices(server: Any) -> None:
+    server.faults.append(server.hanging)
     delays: list[float] = []
     send(server, delays, timeout=0.2)
     assert len(delays) == 1
     assert server.cancelled == 1
 
 
-def test_after_all_retries_the_last_error_is_raised(server: Any, faults: Any) -> None:
+def test_after_all_retries_the_last_error_is_raised(server: Any) -> None:
     delays: list[float] = []
-    server.always = faults.dropping
+    server.always = server.dropping
     with pytest.raises(ConnectionFailed, match=r"/v1/priorities: no answer in 3 attempts \("):
         send(server, delays, retries=2)
     assert len(delays) == 2
-    server.always = faults.refusing(Overloaded("full up"), retry_after="7")
+    server.always = server.refusing(Overloaded("full up"), retry_after="7")
     with pytest.raises(Overloaded, match="full up") as refused:
         send(server, delays, retries=2)
     assert len(delays) == 4
@@ -106,9 +106,9 @@ def test_after_all_retries_the_last_error_is_raised(server: Any, faults: Any) ->
 
 
 @pytest.mark.parametrize("kind", [kind for kind in ERROR_TYPES.values() if kind.status in FINAL])
-def test_what_will_not_change_is_not_sent_again(server: Any, faults: Any, kind: type[ApiError]) -> None:
+def test_what_will_not_change_is_not_sent_again(server: Any, kind: type[ApiError]) -> None:
     delays: list[float] = []
-    server.faults.append(faults.refusing(kind("no")))
+    server.faults.append(server.refusing(kind("no")))
     with pytest.raises(kind, match="no") as caught:
         send(server, delays)
     assert delays == []
@@ -138,19 +138,19 @@ def test_delays_are_always_bounded(attempt: int, retry_after: float | None, seed
         assert min(retry_after, 120) <= delay <= 150
 
 
-def test_a_retried_call_ends_well(server: Any, faults: Any) -> None:
-    server.faults.append(faults.refusing(EngineFault("cuda")))
+def test_a_retried_call_ends_well(server: Any) -> None:
+    server.faults.append(server.refusing(EngineFault("cuda")))
     with Client(server.url) as client:
         assert len(client.score([[1, 2], [3, 4]])) == 2
     assert len(server.requests) == 2
 
 
-def test_a_proxys_page_is_told_by_status_and_words(server: Any, faults: Any) -> None:
+def test_a_proxys_page_is_told_by_status_and_words(server: Any) -> None:
     with Client(server.url, retries=0) as client:
-        server.faults.append(faults.page(403, x_request_id="proxy-9"))
+        server.faults.append(server.page(403, x_request_id="proxy-9"))
         with pytest.raises(Forbidden, match=r"HTTP 403: <html>Bad gateway</html> \(request proxy-9\)"):
             client.score([[1, 2]])
-        server.faults.append(faults.page(401, ""))
+        server.faults.append(server.page(401, ""))
         with pytest.raises(Unauthorized, match=r"^HTTP 401$"):
             client.score([[1, 2]])
 

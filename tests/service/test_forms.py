@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from tokenpriority_service.chat import Chat
 
 HEAD = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}"
 PROMPT = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
@@ -172,6 +176,59 @@ def test_spans_in_messages_find_their_own_message(torch_server: Any, index: int)
     # Tokens may straddle the content's last character and what the template adds, never more than one on each side.
     offsets = list(zip(result["offsets"][::2], result["offsets"][1::2], strict=True))
     assert got == {c for a, b in offsets if set(range(a, b)) & expected for c in range(a, b)}
+
+
+def test_conversations_rendered_at_the_same_time_do_not_disturb_each_other(tokenizer: Any) -> None:
+    """The library tracks generation marks in one place per template."""
+    talks = [[*TALK, {"role": "assistant", "content": f"{n} " * (n + 1)}] * (n + 1) for n in range(8)]
+
+    def ranges(talk: list[Any]) -> list[tuple[int, int]]:
+        chat = Chat(tokenizer)
+        return chat.assistant_ranges(talk, chat.render(talk))
+
+    alone = [ranges(talk) for talk in talks]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # threads take turns within one rendering
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            together = [list(pool.map(ranges, talks)) for _ in range(20)]
+    finally:
+        sys.setswitchinterval(interval)
+    assert together == [alone] * 20
+
+
+def test_a_tokenizer_without_offsets(serve: Any, probe: Any, tokenizer: Any) -> None:
+    class Slow:
+        is_fast = False
+
+        def __getattr__(self, name: str) -> Any:
+            if name == "backend_tokenizer":
+                raise AttributeError(name)
+            return getattr(tokenizer, name)
+
+        def __call__(self, text: str, *, return_offsets_mapping: bool = False, **options: Any) -> Any:
+            assert not return_offsets_mapping, "slow tokenizers refuse this"
+            return tokenizer(text, **options)
+
+    class Offsetless(type(probe)):  # type: ignore[misc]
+        tokenizer = Slow()
+
+    span = {"start": 0, "end": 1, "priority": 7}
+    with serve({"reference": Offsetless(probe.inner)}) as server:
+        plain, labelled, by_token, talk, pair = server.score(
+            {"text": "ab c"},
+            {"text": "ab c", "spans": [span]},
+            {"text": "ab c", "spans": [{**span, "unit": "token", "end": 2}]},
+            {"messages": TALK},
+            {"prompt": "a", "completion": " b"},
+        )
+        assert plain["token_ids"] == tokenizer("ab c")["input_ids"]
+        assert "spans[0]: character spans need a fast tokenizer" in labelled["error"]["message"]
+        assert by_token["priorities"][:2] == [0, 7]
+        assert "fast tokenizer; give score_from" in talk["error"]["message"]
+        assert scored(pair)
+        refused = server.score({"text": "ab c"}, offsets=True)[0]
+        assert "offsets: need a fast tokenizer" in refused["error"]["message"]
 
 
 def test_spans_in_trimmed_messages(with_template: Callable[..., Any]) -> None:

@@ -134,3 +134,20 @@ def test_every_field_is_explained() -> None:
     for section in ("ServerSettings", "StoreSettings", "ModelSettings", "TeamSettings"):
         properties: dict[str, Any] = Settings.model_json_schema()["$defs"][section]["properties"]
         assert [name for name, field in properties.items() if not field.get("description")] == []
+
+
+def test_the_readme_lists_every_field_with_its_default() -> None:
+    readme = (Path(__file__).parents[2] / "service" / "README.md").read_text()
+    rows = {row.split("`")[1]: row.split("|")[2].strip(" `") for row in readme.splitlines() if row.startswith("| `")}
+    definitions = Settings.model_json_schema()["$defs"]
+    for section, prefix in (
+        ("ServerSettings", "server"),
+        ("StoreSettings", "store"),
+        ("ModelSettings", "models.NAME"),
+        ("TeamSettings", "teams.NAME"),
+    ):
+        for name, field in definitions[section]["properties"].items():
+            shown = rows[f"{prefix}.{name}"]
+            default = field.get("default")
+            expected = f"{default:g}" if isinstance(default, float) else str(default)
+            assert default is None or shown == expected, name

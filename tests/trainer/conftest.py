@@ -13,11 +13,16 @@ from typing import IO, Any
 
 import pytest
 import torch
+from hypothesis import settings
 from tokenizers import ByteLevelBPETokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import SFTConfig
 
 from tokenpriority import Client
+
+# No test asserts on time, and these machines are often busy.
+settings.register_profile("trainer", deadline=None)
+settings.load_profile("trainer")
 
 # transformers leaves these constructors untyped.
 _FAST: Any = PreTrainedTokenizerFast

@@ -199,6 +199,7 @@ TOKENS = {"input_ids": [1, 2], "labels": [1, 2]}
         ({"messages": CHAT, "spans": [{"start": 0, "end": 1, "priority": 1.0}]}, r"message: is required"),
         ({"messages": CHAT, "spans": [{"start": 0, "end": 1, "priority": 1.0, "message": 3}]}, "has 3 messages, got 3"),
         ({"messages": CHAT, "spans": [{"start": 0, "end": 1, "priority": 1.0, "message": 1}]}, "template strips"),
+        ({"conversations": [{"from": "human", "value": "a"}], "spans": []}, "spans need text, prompt"),
         ({**TOKENS, "priorities": [1.0]}, "2 tokens but its 'priorities' has 1 values"),
         ({**TOKENS, "priorities": None}, "2 tokens but its 'priorities' is missing"),
         ({**TOKENS, "priorities": [1.0, math.nan]}, r"priorities\[1\] is nan"),

@@ -85,9 +85,10 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 def assert_close(found: Path, expected: Path, atol: float) -> None:
     mine = parameters(found)
     for name, value in parameters(expected).items():
-        torch.testing.assert_close(mine[name], value, rtol=0, atol=atol, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(mine[name], value, rtol=0, atol=atol, msg=f"{name}: {{}}".format)
 
 
+@pytest.mark.slow
 def test_the_command_trains_from_a_file(
     write: Write, server: str, command_line: list[str], student: Path, tmp_path: Path
 ) -> None:
@@ -119,10 +120,11 @@ def test_the_command_trains_from_a_file(
     assert AutoTokenizer.from_pretrained(out)("import json")["input_ids"]
 
 
+@pytest.mark.slow
 def test_two_processes_take_the_step_of_one(write: Write, server: str, tmp_path: Path) -> None:
     """Steps on the same global batches, their documents of unlike length and weight, split over two processes."""
     priorities = {"url": server, "method": "prift_prob", "denominator": "by_sign"}
-    sgd = {"max_steps": 2, "optim": "sgd", "learning_rate": 1.0, "lr_scheduler_type": "constant"}
+    sgd = {"max_steps": 4, "optim": "sgd", "learning_rate": 1.0, "lr_scheduler_type": "constant"}
     run(load_config(write("one", priorities=priorities, training=sgd)))
     two = write("two", priorities=priorities, training={**sgd, "gradient_accumulation_steps": 1})
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
@@ -143,10 +145,11 @@ def test_resume_goes_on_from_the_last_checkpoint(write: Write, server: str, tmp_
     saving = {"save_strategy": "steps", "save_steps": 2}
     run(load_config(write("whole", priorities=priorities, training=saving)))
     whole, part = tmp_path / "whole", tmp_path / "part"
-    # What an interruption after step 3 leaves behind: a checkpoint of step 2 and lines up to step 3.
+    # What an interruption at step 4 leaves behind: a checkpoint of step 2, lines up to step 3 and a part of one.
     shutil.copytree(whole / "checkpoint-2", part / "checkpoint-2")
     lines = (whole / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    (part / "metrics.jsonl").write_text("\n".join([*lines[:2], lines[2].replace('"loss"', '"lost"')]), encoding="utf-8")
+    left = [*lines[:2], lines[2].replace('"loss"', '"lost"'), lines[3][:20]]
+    (part / "metrics.jsonl").write_text("\n".join(left), encoding="utf-8")
     config = write("part", priorities=priorities, training=saving)
     run(load_config(config), resume=True)
     assert_close(part, whole, atol=0)
@@ -238,8 +241,8 @@ def test_resume_without_a_checkpoint_is_refused(write: Write) -> None:
 
 
 def test_the_command_says_one_line_and_exits_with_one(write: Write, command_line: list[str]) -> None:
-    done = subprocess.run(
-        [*command_line, "train", str(write(training={"lr": 1}))], capture_output=True, text=True, timeout=120
-    )
+    config = write(priorities={"depth": 0})
+    done = subprocess.run([*command_line, "train", str(config)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
-    assert done.stderr.strip().splitlines() == ["ConfigError: training.lr: no such argument of SFTConfig"]
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"ConfigError: {config}: priorities.depth: ")

@@ -111,7 +111,9 @@ class SpanAligner:
     def _text(self, example: Mapping[str, Any]) -> str:
         """What TRL tokenises of a plain example: its text with the end-of-sequence token appended if it has none."""
         end = str(self.tokenizer.eos_token)
-        last = str(example[self.text_field if self.text_field in example else "completion"])
+        last = example.get(self.text_field, example.get("completion"))
+        if not isinstance(last, str):
+            raise DataError(f"spans need {self.text_field}, prompt + completion, messages or input_ids to stand on")
         return str(example.get("prompt", "")) + (last if last.endswith(end) else last + end)
 
     def _source_length(self, example: Mapping[str, Any]) -> int:
@@ -138,7 +140,7 @@ class SpanAligner:
         Found by rendering the chat once more with a mark in its place: what stands around the mark must stand around
         the content too, and between them the content itself, at most stripped of outer white space.
         """
-        content = messages[number]["content"]
+        content = messages[number].get("content")
         if not isinstance(content, str):
             raise DataError(f"messages[{number}].content: must be a string to carry spans")
         marked = [{**m, "content": _MARK} if i == number else m for i, m in enumerate(messages)]

@@ -37,7 +37,7 @@ class MetricsFile(TrainerCallback):
         if state.is_world_process_zero:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             old = self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []
-            kept = [line for line in old if json.loads(line)["step"] <= state.global_step]
+            kept = [line for line in old if _step(line) <= state.global_step]
             self._path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
     def on_log(
@@ -65,6 +65,14 @@ def read_summary(folder: Path) -> dict[str, Any]:
     path = folder / SUMMARY
     summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return summary
+
+
+def _step(line: str) -> float:
+    """The step of a line; infinity for one that a crash has cut off."""
+    try:
+        return float(json.loads(line)["step"])
+    except json.JSONDecodeError:
+        return math.inf
 
 
 def _numbers(record: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,9 @@ from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+from trl import SFTConfig
+
 from tokenpriority import Client
 from tokenpriority_trainer.collator import PRIORITIES
 from tokenpriority_trainer.config import Config, PrioritiesSection, training_arguments
@@ -39,24 +42,34 @@ def run(config: Config, *, resume: bool = False) -> None:
             client.pin(read_summary(folder).get("fingerprints", {}) if resume else {})
             fingerprints = check_server(client, settings, tokenizer, args.max_length)
             client.pin(fingerprints)
-        rows = load_rows("train", config.data.train)
-        trainer = PrioritySFTTrainer(
-            load_model(config.model),
-            args,
-            rows,
-            priorities=_source(settings, client, rows.column_names),
-            weighting=weighting,
-            eval_dataset=load_rows("eval", config.data.eval) if config.data.eval else None,
-            processing_class=tokenizer,
-            peft_config=lora_config(config.model),
-            callbacks=[MetricsFile(folder)],
-        )
-        facts = {"fingerprint": fingerprints.get(settings.model), "fingerprints": fingerprints}
-        facts |= {"method": settings.method, "params": settings.params}
+        trainer = _trainer(config, args, tokenizer, weighting, client)
+        facts: dict[str, Any] = {"method": settings.method, "params": settings.params}
+        facts |= {"fingerprint": fingerprints.get(settings.model), "fingerprints": fingerprints}
         _record(trainer, {"complete": False, **facts})
         result = trainer.train(resume_from_checkpoint=checkpoint)
         trainer.save_model()
         _record(trainer, {"complete": True, **_totals(trainer, result.metrics["train_runtime"]), **facts})
+
+
+def _trainer(
+    config: Config,
+    args: SFTConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    weighting: Weighting,
+    client: Client | None,
+) -> PrioritySFTTrainer:
+    rows = load_rows("train", config.data.train)
+    return PrioritySFTTrainer(
+        load_model(config.model),
+        args,
+        rows,
+        priorities=_source(config.priorities, client, rows.column_names),
+        weighting=weighting,
+        eval_dataset=load_rows("eval", config.data.eval) if config.data.eval else None,
+        processing_class=tokenizer,
+        peft_config=lora_config(config.model),
+        callbacks=[MetricsFile(Path(args.output_dir))],
+    )
 
 
 def _record(trainer: PrioritySFTTrainer, summary: dict[str, Any]) -> None:

@@ -70,6 +70,6 @@ def _block(logits: Tensor, targets: Tensor, above: Tensor, scratch: Tensor, out:
     out[1] = log_total - shifted.mul_(weights).sum(1) / total
     out[2] = -log_total
     out[3] = others_above + 1
-    # Two sums over the same weights may round apart; the masses of disjoint tokens never exceed 1 together.
-    out[4] = torch.minimum(weights.mul_(above).sum(1) / total, 1 - (tied + probability))
+    # Sums over the same weights may round apart; the masses of disjoint tokens stay between 0 and 1 together.
+    out[4] = torch.minimum(weights.mul_(above).sum(1) / total, 1 - (tied + probability)).clamp_(min=0)
     out[5] = tied

@@ -136,7 +136,7 @@ def _check_settings(dtype: str, device: str, max_batch_tokens: int, threads: int
 def _load_model(model: str, dtype: torch.dtype, device: str) -> PreTrainedModel:
     # transformers' types know nothing of output_loading_info.
     load: Any = AutoModelForCausalLM.from_pretrained
-    loaded, report = load(model, dtype=dtype, output_loading_info=True)
+    loaded, report = load(model, dtype=dtype, output_loading_info=True, trust_remote_code=False)
     # transformers fills missing weights at random, with a warning.
     lost = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
     if lost:
@@ -149,7 +149,7 @@ def _load_tokenizer(model: str) -> Any | None:
     # Without these files transformers makes up an empty tokenizer for some architectures.
     if not any(has_file(model, name) for name in _TOKENIZER_FILES):
         return None
-    return AutoTokenizer.from_pretrained(model)
+    return AutoTokenizer.from_pretrained(model, trust_remote_code=False)
 
 
 def _max_model_len(config: Any, asked: int | None) -> int:

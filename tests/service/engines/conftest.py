@@ -21,7 +21,7 @@ from tokenpriority.evidence import SIGNALS
 from tokenpriority_service.engines import Engine, Job
 
 VOCAB = 97
-MAX_LEN = 64
+MAX_LEN = 40
 
 _SHAPE = {
     "vocab_size": VOCAB,

@@ -60,8 +60,8 @@ def split_sources(max_bytes: int | None = None) -> Corpus:
     return Corpus(**{name: tuple(paths) for name, paths in parts.items()})
 
 
-def train_tokenizer(paths: Iterable[Path], vocab_size: int, length: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of `vocab_size` tokens made from these files, for sequences of `length`."""
+def train_tokenizer(paths: Iterable[Path], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of `vocab_size` tokens made from these files."""
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator(
         (_read(path) for path in paths), vocab_size=vocab_size, special_tokens=[END_OF_TEXT], show_progress=False
@@ -70,7 +70,6 @@ def train_tokenizer(paths: Iterable[Path], vocab_size: int, length: int) -> PreT
         tokenizer_object=bpe._tokenizer,
         eos_token=END_OF_TEXT,
         pad_token=END_OF_TEXT,
-        model_max_length=length,
         clean_up_tokenization_spaces=False,
     )
 
@@ -78,7 +77,7 @@ def train_tokenizer(paths: Iterable[Path], vocab_size: int, length: int) -> PreT
 def windows(tokenizer: PreTrainedTokenizerFast, paths: Iterable[Path], length: int, seed: int) -> Ids:
     """Every whole window of `length` tokens, none across files, in an order the seed decides: (N, length) int64."""
     texts = [_read(path) for path in paths]
-    encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
     whole = [np.array(ids[: len(ids) // length * length], np.int64).reshape(-1, length) for ids in encoded]
     rows = np.concatenate([np.empty((0, length), np.int64), *whole])
     return np.random.default_rng(seed).permutation(rows)

@@ -43,7 +43,7 @@ def plant(tokenizer: PreTrainedTokenizerFast, token_ids: Ids, rng: np.random.Gen
     The line stands at a random line boundary and takes the indentation of the line after it; the end of the sequence
     is cut to make room. None if no boundary leaves room for it.
     """
-    text = tokenizer.decode(token_ids.tolist())
+    text = str(tokenizer.decode(token_ids.tolist()))
     starts = [index + 1 for index, char in enumerate(text[:-1]) if char == "\n"]
     for start in rng.permutation(np.array(starts, np.int64)):
         rest = text[start:]
@@ -58,9 +58,7 @@ def plant(tokenizer: PreTrainedTokenizerFast, token_ids: Ids, rng: np.random.Gen
     return None
 
 
-def plant_some(
-    tokenizer: PreTrainedTokenizerFast, rows: Ids, count: int, rng: np.random.Generator
-) -> tuple[Ids, Mask]:
+def plant_some(tokenizer: PreTrainedTokenizerFast, rows: Ids, count: int, rng: np.random.Generator) -> tuple[Ids, Mask]:
     """The rows (N, T) with the idiom planted in `count` of them, drawn at random, and the masks of its tokens.
 
     Rows without room for it are passed over. Raises CorpusTooSmall if fewer than `count` have room.
@@ -113,14 +111,21 @@ def spoil(tokenizer: PreTrainedTokenizerFast, rows: Ids, scale: Scale, seed: int
     return Examples(token_ids, noise, idiom)
 
 
-def write_jsonl(examples: Examples, path: Path, *, label: float | None) -> None:
-    """The set as the trainer reads it, one example a line: `input_ids`, and with a `label` `span_priorities` too.
+def spans(idiom: Mask, priority: float) -> list[dict[str, Any]]:
+    """The idiom of one sequence, mask (T,), as the wire's spans with token offsets; empty if it has none."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], idiom, [False]]).astype(np.int8)))
+    pairs = zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
+    return [{"start": start, "end": end, "priority": priority} for start, end in pairs]
 
-    `span_priorities` holds the label on the idiom's tokens and null elsewhere, where the method decides.
+
+def write_jsonl(examples: Examples, path: Path, *, label: float | None) -> None:
+    """The set as the trainer reads it, one example a line: `input_ids`, and with a `label` the idiom's `spans` too.
+
+    Token ids and token offsets, not text: noise is on tokens, and noisy tokens are the tokens of no text.
     """
     with path.open("w", encoding="utf-8") as file:
         for token_ids, idiom in zip(examples.token_ids, examples.idiom, strict=True):
             row: dict[str, Any] = {"input_ids": token_ids.tolist()}
             if label is not None:
-                row["span_priorities"] = [label if inside else None for inside in idiom]
+                row["spans"] = spans(idiom, label)
             file.write(json.dumps(row) + "\n")

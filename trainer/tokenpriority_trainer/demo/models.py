@@ -32,7 +32,7 @@ def new_model(scale: Scale, tokenizer: PreTrainedTokenizerFast, seed: int) -> Ll
             num_hidden_layers=scale.layers,
             num_attention_heads=scale.heads,
             num_key_value_heads=scale.heads,
-            max_position_embeddings=scale.length,
+            max_position_embeddings=2 * scale.length,  # the trainer's probe of the server is a text, of any length
             tie_word_embeddings=True,
             bos_token_id=None,
             eos_token_id=tokenizer.eos_token_id,
@@ -55,7 +55,7 @@ def fit(model: LlamaForCausalLM, rows: Ids, *, steps: int, batch: int, lr: float
         ids = torch.from_numpy(rows[order[step * batch : (step + 1) * batch]])
         logits = model(input_ids=ids).logits[:, :-1]
         loss = functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad()

@@ -1,0 +1,31 @@
+"""Batches: every sequence once, within the budget, with bounded padding."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tokenpriority_service.engines.batches import plan_batches
+
+
+@given(st.lists(st.integers(1, 500), max_size=80), st.integers(1, 2000), st.one_of(st.none(), st.integers(1, 500)))
+def test_every_sequence_is_in_one_batch_that_keeps_the_rules(
+    lengths: list[int], max_tokens: int, regime: int | None
+) -> None:
+    batches = plan_batches(lengths, max_tokens, regime)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    for batch in batches:
+        sizes = [lengths[index] for index in batch]
+        assert len(sizes) == 1 or len(sizes) * max(sizes) <= max_tokens
+        assert 2 * min(sizes) >= max(sizes)
+        assert regime is None or max(sizes) <= regime or min(sizes) > regime
+
+
+def test_batches_run_longest_first_and_full() -> None:
+    assert plan_batches([4, 8, 5, 8, 8], 16) == [[1, 3], [4, 2], [0]]
+    assert plan_batches([100, 90, 90], 50) == [[0], [1], [2]]
+
+
+def test_a_regime_splits_neighbours() -> None:
+    assert plan_batches([33, 32, 31], 1000, 32) == [[0], [1, 2]]
+    assert plan_batches([33, 32, 31], 1000) == [[0, 1, 2]]
