@@ -97,6 +97,10 @@ class _Running:
     def _run(self) -> None:
         try:
             asyncio.run(self._serve())
+        except BaseException as error:
+            if self._began.done():
+                raise
+            self._began.set_exception(error)  # no loop could be made; whoever started the thread waits to hear of it
         finally:
             _RUNNING.discard(self)
 

@@ -186,3 +186,9 @@ class SequenceErrors(TokenPriorityError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.failures, self.results)
+
+
+def shown(value: Any) -> str:
+    """A value as an error message quotes it, at most 80 characters."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

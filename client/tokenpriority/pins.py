@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from msgspec import UNSET
+
 from tokenpriority.errors import FingerprintChanged
 from tokenpriority.schema import PriorityResponse
 
@@ -29,7 +31,8 @@ class Pins:
 
     def check(self, response: PriorityResponse) -> None:
         """Pin on first sight. Raises FingerprintChanged if the model or the method is another than before."""
-        self.pin({response.model.name: response.model.fingerprint})
+        models = [response.model] if response.base is UNSET else [response.model, response.base]
+        self.pin({model.name: model.fingerprint for model in models})
         method = response.method
         version = self._versions.setdefault(method.name, method.version)
         if version != method.version:

@@ -152,10 +152,12 @@ class ResultItem(msgspec.Struct, kw_only=True, omit_defaults=True):
     error: ErrorBody | UnsetType = UNSET
 
 
-class PriorityResponse(msgspec.Struct, kw_only=True):
+class PriorityResponse(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Body of the answer to POST /v1/priorities; results stand in the order of the sequences."""
 
     model: ModelRef
+    base: ModelRef | UnsetType = UNSET
+    """The second model, where the method reads one."""
     method: MethodRef
     results: list[ResultItem]
     usage: Usage

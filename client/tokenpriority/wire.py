@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 
-from tokenpriority.errors import ApiError, InvalidRequest, MalformedBody
+from tokenpriority.errors import ApiError, InvalidRequest, MalformedBody, shown
 from tokenpriority.schema import ErrorBody, ErrorResponse
 
 JSON = "application/json"
@@ -94,5 +94,4 @@ def _explain(message: str, value: Any) -> str:
         return f"{field}: {what}"
     for key, index in _STEP.findall(path):
         value = value[key] if key else value[int(index)]
-    shown = repr(value)
-    return f"{field}: {what}, got {shown if len(shown) <= 80 else shown[:77] + '...'}"
+    return f"{field}: {what}, got {shown(value)}"

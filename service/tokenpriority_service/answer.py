@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import msgspec
 import numpy as np
+from msgspec import UNSET, UnsetType
 
 from tokenpriority import wire
 from tokenpriority.schema import ErrorBody, MethodRef, ModelRef, ResultItem, Usage
 from tokenpriority_service.door import Request
 from tokenpriority_service.item import Refused
+from tokenpriority_service.models import Model
 from tokenpriority_service.scoring import Cost, Scored
 
 
-class _Answer(msgspec.Struct, kw_only=True):
+class _Answer(msgspec.Struct, kw_only=True, omit_defaults=True):
     """A PriorityResponse whose results are already encoded."""
 
     model: ModelRef
+    base: ModelRef | UnsetType = UNSET
     method: MethodRef
     results: list[msgspec.Raw]
     usage: Usage
@@ -29,7 +32,8 @@ def write(request: Request, scored: list[Scored | Refused], cost: Cost, media_ty
     """The body of an answer to POST /v1/priorities; pure computation, safe in any thread."""
     draft = request.draft
     answer = _Answer(
-        model=ModelRef(name=draft.model.name, fingerprint=draft.model.engine.info.fingerprint),
+        model=_reference(draft.model),
+        base=UNSET if draft.base is None else _reference(draft.base),
         method=MethodRef(name=draft.method.name, version=draft.method.version, params=draft.params.model_dump()),
         results=[msgspec.Raw(wire.encode(_result(each, draft.signals, media_type), media_type)) for each in scored],
         usage=Usage(
@@ -40,6 +44,10 @@ def write(request: Request, scored: list[Scored | Refused], cost: Cost, media_ty
         ),
     )
     return wire.encode(answer, media_type)
+
+
+def _reference(model: Model) -> ModelRef:
+    return ModelRef(name=model.name, fingerprint=model.engine.info.fingerprint)
 
 
 def _result(scored: Scored | Refused, signals: tuple[str, ...], media_type: str) -> ResultItem:

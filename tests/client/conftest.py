@@ -1,7 +1,7 @@
 """A server of the contract that misbehaves on request, over a real socket.
 
 Only for faults the real service does not have; everything else is tested against the real one (`service` below). It
-speaks msgpack and token ids alone. Its log-probability of token i is a fixed function of tokens i-1 and i.
+speaks msgpack and token ids alone. Its log-probability of a token is a fixed function of its id.
 """
 
 from __future__ import annotations
@@ -36,9 +36,8 @@ Handler = Callable[["ContractServer", PriorityRequest], Awaitable[Reply]]
 
 def logprobs(token_ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """(T,) float32, NaN at index 0."""
-    ids = token_ids.astype(np.int64)
-    values = np.full(len(ids), np.nan, np.float32)
-    values[1:] = -((ids[1:] * 31 + ids[:-1] * 17) % 97) / 10 - 0.1
+    values = -(token_ids % 97).astype(np.float32) / 10
+    values[0] = np.nan
     return values
 
 
@@ -70,11 +69,6 @@ class ContractServer:
             handler = self.faults.popleft() if self.faults else self.always
             return await (handler(self, request) if handler else self.score(request))
 
-    @staticmethod
-    def hanging_unless(wanted: Callable[[PriorityRequest], bool]) -> Handler:
-        """A fault: no answer to any request but some; which of several arrives first is nobody's to say."""
-        return lambda server, request: server.score(request) if wanted(request) else server.hanging(server, request)
-
     def _described(self, path: str) -> Any:
         if path == "/v1/methods":
             return describe()
@@ -99,12 +93,13 @@ class ContractServer:
     @staticmethod
     def refusing(error: ApiError, **headers: str) -> Handler:
         """A fault: an error, as the service writes it."""
-        return _constant(error.status, wire.JSON, wire.encode_error(error, "req-1"), headers)
+        return ContractServer.page(error.status, wire.encode_error(error, "req-1").decode(), wire.JSON, **headers)
 
     @staticmethod
-    def page(status: int, text: str = "<html>Bad\n gateway</html>", **headers: str) -> Handler:
+    def page(status: int, text: str = "<p>Bad\n gateway</p>", kind: str = "text/html", **headers: str) -> Handler:
         """A fault: the page of a proxy."""
-        return _constant(status, "text/html", text.encode(), headers)
+        named = {"content-type": kind, **{name.replace("_", "-"): value for name, value in headers.items()}}
+        return lambda server, request: asyncio.sleep(0, (status, named, text.encode()))
 
     @staticmethod
     def edited(edit: Callable[[dict[str, Any]], Any]) -> Handler:
@@ -120,6 +115,11 @@ class ContractServer:
     async def hanging(server: ContractServer, request: PriorityRequest) -> Reply:
         """A fault: no answer ever."""
         return await asyncio.sleep(3600, None)
+
+    @staticmethod
+    def hanging_unless(wanted: Callable[[PriorityRequest], bool]) -> Handler:
+        """A fault: no answer to any request but some; which of several arrives first is nobody's to say."""
+        return lambda server, request: server.score(request) if wanted(request) else server.hanging(server, request)
 
     def _result(self, item: Any) -> dict[str, Any]:
         if not isinstance(item.token_ids, bytes) or not item.token_ids:
@@ -172,15 +172,6 @@ class ContractServer:
             return None
         headers = dict(line.lower().split(": ", 1) for line in head[1:] if line)
         return head[0].split()[1], await reader.readexactly(int(headers.get("content-length", "0")))
-
-
-def _constant(status: int, content_type: str, body: bytes, headers: dict[str, str]) -> Handler:
-    named = {"content-type": content_type, **{name.replace("_", "-"): value for name, value in headers.items()}}
-
-    async def handler(server: ContractServer, request: PriorityRequest) -> Reply:
-        return status, named, body
-
-    return handler
 
 
 @contextmanager

@@ -148,7 +148,7 @@ def test_a_retried_call_ends_well(server: Any) -> None:
 def test_a_proxys_page_is_told_by_status_and_words(server: Any) -> None:
     with Client(server.url, retries=0) as client:
         server.faults.append(server.page(403, x_request_id="proxy-9"))
-        with pytest.raises(Forbidden, match=r"HTTP 403: <html>Bad gateway</html> \(request proxy-9\)"):
+        with pytest.raises(Forbidden, match=r"HTTP 403: <p>Bad gateway</p> \(request proxy-9\)"):
             client.score([[1, 2]])
         server.faults.append(server.page(401, ""))
         with pytest.raises(Unauthorized, match=r"^HTTP 401$"):

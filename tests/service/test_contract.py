@@ -10,7 +10,7 @@ import httpx
 import numpy as np
 import pytest
 
-from tokenpriority import methods, schema, wire
+from tokenpriority import Client, FingerprintChanged, methods, schema, wire
 from tokenpriority.evidence import SIGNALS
 
 IDS = [72, 105, 32, 116, 104, 101, 114, 101]
@@ -144,6 +144,18 @@ def test_two_model_methods_read_both_engines(torch_server: Any) -> None:
     ):
         got = torch_server.score({"token_ids": ids}, method=call)[0]["priorities"]
         assert got == [0.0, *expected.tolist()], call
+
+
+def test_every_model_that_scored_is_named_and_can_be_pinned(torch_server: Any) -> None:
+    with Client(torch_server.url) as client:
+        listed = {model.name: model.fingerprint for model in client.models()}
+        client.score([[20, 21, 22]], method="token_cleaning")
+        assert client.fingerprints == {name: listed[name] for name in ("reference", "base")}
+        client.score([[20, 21, 22]])
+    with Client(torch_server.url) as other:
+        other.pin({"base": "0" * 32})
+        with pytest.raises(FingerprintChanged, match="'base'"):
+            other.score([[20, 21, 22]], method="token_cleaning")
 
 
 def test_headers_usage_and_request_id(server: Any) -> None:

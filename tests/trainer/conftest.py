@@ -13,12 +13,14 @@ from typing import IO, Any
 
 import pytest
 import torch
+from datasets import Dataset
 from hypothesis import settings
 from tokenizers import ByteLevelBPETokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import SFTConfig
 
 from tokenpriority import Client
+from tokenpriority_trainer import ColumnSource, LocalSource, PrioritySFTTrainer, Weighting
 
 # No test asserts on time, and these machines are often busy.
 settings.register_profile("trainer", deadline=None)
@@ -131,6 +133,51 @@ def make_args(tmp_path: Path) -> Callable[..., SFTConfig]:
 
     def make(**changes: Any) -> SFTConfig:
         return SFTConfig(**{**SGD, "output_dir": str(tmp_path / "out"), **changes})
+
+    return make
+
+
+SIGNED = [-1.5, 1.0, 0.0, 0.5, 0.25, -0.5, 2.0]
+
+
+@pytest.fixture
+def rows() -> list[dict[str, Any]]:
+    """Eight sequences of 3 to 17 random tokens, part of them not trained on."""
+    generator = torch.Generator().manual_seed(3)
+    made = []
+    for number in range(8):
+        ids = torch.randint(1, 300, (3 + 2 * number,), generator=generator).tolist()
+        made.append({"input_ids": ids, "labels": [-100] * (number % 3) + ids[number % 3 :]})
+    return made
+
+
+@pytest.fixture
+def signed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with every kind of weight, unlike from row to row."""
+    return [{**r, "priorities": [SIGNED[(i + len(r["labels"])) % 7] for i in r["input_ids"]]} for r in rows]
+
+
+@pytest.fixture
+def weighted(rows: list[dict[str, Any]]) -> Callable[[float], list[dict[str, Any]]]:
+    """The rows with one weight on every token."""
+    return lambda weight: [{**row, "priorities": [weight] * len(row["input_ids"])} for row in rows]
+
+
+@pytest.fixture
+def make_trainer(make_model: Callable[..., Any], make_args: Callable[..., SFTConfig], tokenizer: Any) -> Callable[..., Any]:
+    """A trainer that takes its weights from the rows' own column, else weight 1."""
+
+    def make(rows: list[dict[str, Any]], weighting: Weighting | None = None, model: Any = None, **changes: Any) -> Any:
+        rest = {key: changes.pop(key) for key in ("peft_config", "eval_dataset") if key in changes}
+        return PrioritySFTTrainer(
+            model if model is not None else make_model(),
+            make_args(**changes),
+            Dataset.from_list(rows),
+            priorities=ColumnSource() if "priorities" in rows[0] else LocalSource(),
+            weighting=weighting,
+            processing_class=tokenizer,
+            **rest,
+        )
 
     return make
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tokenpriority.arrays import Array, Namespace
-from tokenpriority.errors import EngineFault, InvalidParameter
+from tokenpriority.errors import EngineFault, InvalidParameter, shown
 from tokenpriority.evidence import SIGNALS, Evidence
 
 Role = Literal["reference", "base", "student"]
@@ -97,7 +97,7 @@ class Method:
             name = ".".join(str(part) for part in ("method", "params", *first["loc"]))
             known = ", ".join(self.params.model_fields) or "none"
             hint = f" (parameters of {self.name}: {known})" if first["type"] == "extra_forbidden" else ""
-            got = "" if first["type"].endswith("missing") else f", got {first['input']!r}"
+            got = "" if first["type"].endswith("missing") else f", got {shown(first['input'])}"
             raise InvalidParameter(f"{name}: {first['msg']}{got}{hint}") from None
 
     def needs(self, params: Params) -> tuple[Role, ...]:

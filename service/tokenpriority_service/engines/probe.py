@@ -21,14 +21,15 @@ _LENGTH = 16
 
 
 @torch.inference_mode()
-def check_model(model: PreTrainedModel, head: Head, max_model_len: int) -> None:
+def check_model(model: PreTrainedModel, head: Head, vocab_size: int, max_model_len: int) -> None:
     """Raise ValueError if the head is not this model's, or a row sees what stands to its right.
 
     Two sequences with one beginning and two endings go through the model's own forward and through ours. The logits
-    must agree, and those of the common beginning must be the same in both.
+    must agree, and those of the common beginning must be the same in both. Their ids are below `vocab_size`, their
+    length at most `max_model_len`.
     """
     length = min(_LENGTH, max_model_len)
-    ids = _probe_ids(length, head.vocab_size).to(model.device)
+    ids = _probe_ids(length, vocab_size).to(model.device)
     hidden = hidden_states(model, ids)
     for factor in _AMPLIFY:
         hook = head.amplify(factor)

@@ -61,14 +61,16 @@ class TorchEngine:
         loaded = _load_model(model, DTYPES[dtype], device)
         head = Head(loaded, logits_bytes)
         length = _max_model_len(loaded.config.get_text_config(), max_model_len)
-        check_model(loaded, head, length)
+        # Padded heads and padded embeddings both exist; only ids that both know can be scored.
+        vocab_size = min(head.vocab_size, _input_vocab_size(loaded))
+        check_model(loaded, head, vocab_size, length)
         self._tokenizer = _load_tokenizer(model)
         self._info = EngineInfo(
             engine="torch",
             model=model,
             dtype=dtype,
             max_model_len=length,
-            vocab_size=min(head.vocab_size, _input_vocab_size(loaded)),
+            vocab_size=vocab_size,
             fingerprint=model_fingerprint(loaded, self._tokenizer, _numerics(loaded, dtype, device)),
             signals=SIGNALS,
         )
@@ -158,7 +160,8 @@ def _max_model_len(config: Any, asked: int | None) -> int:
     if length is None:
         raise ValueError("max_model_len: the model's config states no length, so it must be set")
     if length < 2 or (known is not None and length > known):
-        raise ValueError(f"max_model_len: expected 2 to {known or 'any'} tokens, got {length}")
+        allowed = "at least 2" if known is None else f"2 to {known}"
+        raise ValueError(f"max_model_len: expected {allowed} tokens, got {length}")
     return int(length)
 
 

@@ -43,13 +43,13 @@ class Watch:
 @pytest.mark.parametrize("kind", SCORED)
 def test_known_architectures_pass_the_probe(lab: Any, kind: str, dtype: torch.dtype) -> None:
     model = lab.build(kind).to(dtype)
-    check_model(model, Head(model, 1 << 20), lab.max_len)
+    check_model(model, Head(model, 1 << 20), lab.vocab_size, lab.max_len)
 
 
 @pytest.mark.parametrize("length", [2, 3])
 def test_the_probe_fits_any_length(lab: Any, length: int) -> None:
     model = lab.build("gpt2")
-    check_model(model, Head(model, 1 << 20), length)
+    check_model(model, Head(model, 1 << 20), lab.vocab_size, length)
 
 
 @pytest.mark.parametrize(
@@ -69,38 +69,38 @@ def test_a_head_read_wrongly_is_refused(lab: Any, kind: str, field: str, dtype: 
     head = Head(model, 1 << 20)
     model.config.__dict__[field] = value
     with pytest.raises(ValueError, match="different logits"):
-        check_model(model, head, lab.max_len)
+        check_model(model, head, lab.vocab_size, lab.max_len)
 
 
 def test_a_soft_cap_far_above_the_logits_still_shows(lab: Any) -> None:
     """On the model's own logits it would be lost in bfloat16's rounding."""
     model = lab.build("gemma2_cap", final_logit_softcapping=None).to(torch.bfloat16)
     head = Head(model, 1 << 20)
-    check_model(model, head, lab.max_len)
+    check_model(model, head, lab.vocab_size, lab.max_len)
     model.config.final_logit_softcapping = 100.0
     with torch.inference_mode():
         assert model(input_ids=torch.arange(16)[None]).logits.abs().max() < 10
     with pytest.raises(ValueError, match="different logits"):
-        check_model(model, head, lab.max_len)
+        check_model(model, head, lab.vocab_size, lab.max_len)
 
 
 def test_a_model_that_sees_what_follows_is_refused(lab: Any) -> None:
     model = lab.build("bert_not_causal")
     with pytest.raises(ValueError, match="not causal"):
-        check_model(model, Head(model, 1 << 20), lab.max_len)
+        check_model(model, Head(model, 1 << 20), lab.vocab_size, lab.max_len)
 
 
 def test_a_head_of_several_layers_is_refused(lab: Any) -> None:
     model = lab.build("bert_other_head")
     with pytest.raises(ValueError, match="different logits"):
-        check_model(model, Head(model, 1 << 20), lab.max_len)
+        check_model(model, Head(model, 1 << 20), lab.vocab_size, lab.max_len)
 
 
 def test_a_model_with_nan_weights_is_refused(lab: Any) -> None:
     model = lab.build("llama")
     model.model.norm.weight.data[3] = torch.nan
     with pytest.raises(ValueError, match="cannot be scored"):
-        check_model(model, Head(model, 1 << 20), lab.max_len)
+        check_model(model, Head(model, 1 << 20), lab.vocab_size, lab.max_len)
 
 
 def test_a_model_without_a_head_is_refused(lab: Any) -> None:
@@ -111,7 +111,18 @@ def test_a_model_without_a_head_is_refused(lab: Any) -> None:
 def test_a_suppressed_vocabulary_passes_the_probe(lab: Any) -> None:
     model = lab.build("phi_bias")
     model.lm_head.bias.data[5] = -torch.inf
-    check_model(model, Head(model, 1 << 20), lab.max_len)
+    check_model(model, Head(model, 1 << 20), lab.vocab_size, lab.max_len)
+
+
+def test_logits_beyond_the_embeddings_count(lab: Any) -> None:
+    """A head padded to a round size: no id reaches its extra logits, but they are part of the softmax."""
+    model = lab.build("llama")
+    model.lm_head = torch.nn.Linear(32, 128, bias=False)
+    head = Head(model, 1 << 20)
+    check_model(model, head, lab.vocab_size, lab.max_len)
+    [job] = lab.jobs(1)
+    [rows] = Scorer(model, head).score([job])
+    lab.check(rows, lab.truth(model.double(), job))
 
 
 def test_right_padding_changes_nothing(lab: Any) -> None:

@@ -284,6 +284,8 @@ def test_a_model_that_states_no_length_needs_one(lab: Any, open_engine: Open, tm
     lab.build("mamba", **fields).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="max_model_len: the model's config states no length"):
         TorchEngine(str(tmp_path))
+    with pytest.raises(ValueError, match="max_model_len: expected at least 2 tokens, got 1"):
+        TorchEngine(str(tmp_path), max_model_len=1)
     assert open_engine(tmp_path, max_model_len=30).info.max_model_len == 30
 
 

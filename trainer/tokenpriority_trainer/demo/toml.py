@@ -25,4 +25,5 @@ def _value(value: Any) -> str:
         return "{" + ", ".join(f"{key} = {_value(each)}" for key, each in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(map(_value, value)) + "]"
-    return json.dumps(str(value) if isinstance(value, Path) else value)  # a basic string is a JSON string
+    # A basic string is a JSON string, but for surrogate pairs.
+    return json.dumps(str(value) if isinstance(value, Path) else value, ensure_ascii=False)
