@@ -44,7 +44,7 @@ class Background:
             if self._running is None:
                 self._running = _Running(self._at_end)
                 weakref.finalize(self, self._running.stop).atexit = False
-            return asyncio.run_coroutine_threadsafe(coroutine, self._running.loop)
+            return self._running.begin(coroutine)
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine in the loop and wait for its result; an interrupt cancels it."""
@@ -78,17 +78,25 @@ class _Running:
     def __init__(self, at_end: Callable[[], Awaitable[None]]) -> None:
         self._pid = os.getpid()
         self._at_end = at_end
-        self._began: Future[None] = Future()
+        self._begun: set[Future[Any]] = set()
+        self._ready: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, name="tokenpriority", daemon=True)
         _RUNNING.add(self)
         self._thread.start()
-        self._began.result()
+        self._ready.result()
+
+    def begin(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Begin a coroutine in the loop, from any thread."""
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        self._begun.add(future)
+        future.add_done_callback(self._begun.discard)
+        return future
 
     def stop(self) -> None:
         """Ask the loop to end; returns at once, from any thread."""
         if self._pid == os.getpid():
             with suppress(RuntimeError):  # the loop is closed: it has ended already
-                self.loop.call_soon_threadsafe(self._ended.set)
+                self._loop.call_soon_threadsafe(self._ended.set)
 
     def join(self) -> None:
         """Wait for the thread's end."""
@@ -98,21 +106,23 @@ class _Running:
         try:
             asyncio.run(self._serve())
         except BaseException as error:
-            if self._began.done():
+            if self._ready.done():
                 raise
-            self._began.set_exception(error)  # no loop could be made; whoever started the thread waits to hear of it
+            self._ready.set_exception(error)  # no loop could be made; whoever started the thread waits to hear of it
         finally:
             _RUNNING.discard(self)
 
     async def _serve(self) -> None:
-        self.loop = asyncio.get_running_loop()
+        self._loop = asyncio.get_running_loop()
         self._ended = asyncio.Event()
-        self._began.set_result(None)
+        self._ready.set_result(None)
         await self._ended.wait()
-        tasks = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        # What was begun here is cancelled, and cancels what it began in turn. Cancelling every task of the loop instead
+        # would reach into anyio's groups, whose tasks then complain that they were never awaited (anyio 4.16).
+        for future in list(self._begun):
+            future.cancel()
+        while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(tasks)
         await self._at_end()
 
 

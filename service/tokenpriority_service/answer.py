@@ -63,7 +63,7 @@ def _result(scored: Scored | Refused, signals: tuple[str, ...], media_type: str)
         signals={name: wire.pack(scored.evidence.signal(name), wire.F4, media_type) for name in signals},
         cached=scored.cached,
     )
-    if sequence.offsets is not None and sequence.text is not None:
-        result.offsets = wire.pack(sequence.offsets.astype(np.uint32).ravel(), wire.U4, media_type)
-        result.text = sequence.text
+    if sequence.surface is not None and sequence.surface.offsets is not None:
+        result.offsets = wire.pack(sequence.surface.offsets.astype(np.uint32).ravel(), wire.U4, media_type)
+        result.text = sequence.surface.text
     return result

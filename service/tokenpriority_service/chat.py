@@ -1,4 +1,4 @@
-"""Messages through a model's chat template: the text it gives, and where in it things stand.
+"""Messages through a model's chat template: the text it gives, and what of it the assistant wrote.
 
 Knows rendering and characters. Knows nothing of tokens, masks or spans.
 
@@ -14,7 +14,6 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from tokenpriority.errors import InvalidSequence
@@ -27,18 +26,6 @@ _MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _RENDERING = threading.Lock()
 """transformers keeps one tracker of generation marks per compiled template. While it is active, any other rendering of
 that template, even one that asked for no marks, would write into it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Content:
-    """Where the content of one message stands in the rendered text: `text[start:end]`."""
-
-    start: int
-    end: int
-    length: int
-    """Characters of the content as it was sent."""
-    trimmed: int
-    """Characters the template trimmed off the content's beginning: content[trimmed] is text[start]."""
 
 
 class Chat:
@@ -70,29 +57,6 @@ class Chat:
                 "messages: none is the assistant's, so nothing would be scored; give mask or score_from to score others"
             )
         return ranges
-
-    def content(self, messages: Sequence[Message], text: str, index: int) -> Content:
-        """Where `messages[index].content` stands in `text`, the rendered conversation.
-
-        Found by rendering once more with a placeholder in its place, so that equal text elsewhere is never mistaken
-        for it. Raises InvalidSequence if the content is not a string or the template rewrites it.
-        """
-        content = messages[index].get("content")
-        if not isinstance(content, str):
-            raise InvalidSequence(f"messages[{index}].content: must be a string to carry spans")
-        place = "PLACEHOLDER"
-        while place in text:
-            place += "X"
-        changed = [*messages[:index], {**messages[index], "content": place}, *messages[index + 1 :]]
-        before, found, after = self.render(changed).partition(place)
-        shown = text[len(before) : len(text) - len(after)]
-        same = text == before + shown + after and shown in content and shown.strip() == content.strip()
-        if not found or place in after or not same:
-            raise InvalidSequence(
-                f"messages[{index}].content: the chat template does not show it as it is, so character spans in it "
-                "cannot be placed; give spans with unit 'token'"
-            )
-        return Content(len(before), len(before) + len(shown), len(content), _indent(content) - _indent(shown))
 
     def _prefix_ranges(self, messages: Sequence[Message], text: str) -> list[tuple[int, int]]:
         turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
@@ -143,7 +107,3 @@ def check_messages(field: str, messages: Sequence[Message]) -> None:
     for index, message in enumerate(messages):
         if not isinstance(message.get("role"), str):
             raise InvalidSequence(f"{field}[{index}].role: must be a string, got {message.get('role')!r}")
-
-
-def _indent(text: str) -> int:
-    return len(text) - len(text.lstrip())

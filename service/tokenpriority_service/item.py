@@ -15,13 +15,15 @@ from msgspec import UNSET, UnsetType
 
 from tokenpriority import wire
 from tokenpriority.errors import ApiError, InvalidSequence
-from tokenpriority.schema import SequenceItem
+from tokenpriority.schema import SequenceItem, Span
+from tokenpriority.spans import Labels, Surface, span_labels
 from tokenpriority_service.engines.engine import Ids
-from tokenpriority_service.labels import Labels, labels
 from tokenpriority_service.models import Model
-from tokenpriority_service.text import Mask, Offsets, Tokens
+from tokenpriority_service.text import Mask, Tokens
 
 ItemId = str | int
+MAX_SPANS = 4096
+"""Each span is laid over the whole sequence, so their number is bounded."""
 WIRE_INTEGERS = (-(2**63), 2**64 - 1)
 """The integers msgpack can carry."""
 
@@ -37,9 +39,8 @@ class Sequence:
     score_from: int
     """The first index at which the mask is True; T if there is none."""
     labels: Labels | None
-    offsets: Offsets | None
-    """[T, 2] characters of `text`, if the request asked for them and the sequence has a text."""
-    text: str | None
+    surface: Surface | None
+    """The characters of each token, if the request asked for them and the sequence has a text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +88,9 @@ def check_item(id_: ItemId, item: SequenceItem, *, models: list[Model], offsets:
         tokens = _tokens(model, item, field)
         _check_ids(models, tokens.ids, field)
         mask = _mask(item, tokens)
-        laid = labels(item.spans, tokens, model.text) if item.spans is not UNSET else None
-        if offsets and tokens.text is not None and tokens.offsets is None:
+        labels = _labels(item.spans, tokens) if item.spans is not UNSET else None
+        surface = tokens.surface if offsets else None
+        if surface is not None and surface.offsets is None:
             raise InvalidSequence("offsets: need a fast tokenizer, which this model has not")
     except ApiError as error:
         return Refused(id_, error)
@@ -97,9 +99,8 @@ def check_item(id_: ItemId, item: SequenceItem, *, models: list[Model], offsets:
         token_ids=tokens.ids,
         mask=mask,
         score_from=int(mask.argmax()) if mask.any() else len(mask),
-        labels=laid,
-        offsets=tokens.offsets if offsets else None,
-        text=tokens.text if offsets else None,
+        labels=labels,
+        surface=surface,
     )
 
 
@@ -141,6 +142,12 @@ def _check_ids(models: list[Model], ids: Ids, field: str) -> None:
         index = int((ids >= vocab_size).argmax())
         name = "token_ids" if field == "token_ids" else f"tokens of {field}"
         raise InvalidSequence(f"{name}[{index}]: must be below the vocabulary size {vocab_size}, got {ids[index]}")
+
+
+def _labels(spans: list[Span], tokens: Tokens) -> Labels:
+    if len(spans) > MAX_SPANS:
+        raise InvalidSequence(f"spans: a sequence has at most {MAX_SPANS}, got {len(spans)}")
+    return span_labels(spans, len(tokens.ids), tokens.surface)
 
 
 def _mask(item: SequenceItem, tokens: Tokens) -> Mask:

@@ -20,10 +20,10 @@ from msgspec import UNSET
 
 from tokenpriority.errors import InvalidSequence
 from tokenpriority.schema import Message, SequenceItem
+from tokenpriority.spans import Conversation, Surface
 from tokenpriority_service.chat import Chat, check_messages
 from tokenpriority_service.engines.engine import Ids
 
-Offsets = np.ndarray[Any, np.dtype[np.int64]]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 
@@ -34,12 +34,8 @@ class Tokens:
     ids: Ids
     scored: Mask
     """True where the form scores by default."""
-    offsets: Offsets | None = None
-    """[T, 2], the characters [start, end) of `text`; None for token_ids and for tokenizers that cannot tell."""
-    text: str | None = None
-    """What the offsets count in; None for token_ids."""
-    messages: list[Message] | None = None
-    """The conversation behind `text`, if it is one."""
+    surface: Surface | None = None
+    """The characters behind them; None for token_ids."""
 
 
 class Text:
@@ -60,27 +56,25 @@ class Text:
         InvalidSequence naming the field.
         """
         if item.text is not UNSET:
-            return self._whole(item.text)
+            return self._tokenize(item.text)
         if item.messages is not UNSET:
-            return self._conversation(item.messages, default=default)
+            return self._messages(item.messages, default=default)
         return self._completion(item.prompt, item.completion)
 
-    def _whole(self, text: str) -> Tokens:
-        return self._tokenize(text)
-
-    def _conversation(self, messages: list[Message], *, default: bool) -> Tokens:
+    def _messages(self, messages: list[Message], *, default: bool) -> Tokens:
         check_messages("messages", messages)
         text = self.chat.render(messages)
         tokens = self._tokenize(text, messages)
         if not default:
             return tokens
-        if tokens.offsets is None:
+        offsets = tokens.surface.offsets if tokens.surface is not None else None
+        if offsets is None:
             raise InvalidSequence("messages: finding the assistant's tokens needs a fast tokenizer; give score_from")
-        starts, ends = tokens.offsets[:, 0], tokens.offsets[:, 1]
+        starts, ends = offsets[:, 0], offsets[:, 1]
         scored = np.zeros(len(tokens.ids), np.bool_)
         for start, end in self.chat.assistant_ranges(messages, text):
             scored |= (starts < end) & (ends > start) & (ends > starts)
-        return Tokens(tokens.ids, scored, tokens.offsets, text, messages)
+        return Tokens(tokens.ids, scored, tokens.surface)
 
     def _completion(self, prompt: Any, completion: Any) -> Tokens:
         if isinstance(prompt, str) and isinstance(completion, str):
@@ -96,7 +90,7 @@ class Text:
         scored = np.arange(len(whole.ids)) >= _common_prefix(head.ids, whole.ids)
         if not scored.any():
             raise InvalidSequence("completion: adds no token to the prompt, so nothing would be scored")
-        return Tokens(whole.ids, scored, whole.offsets, whole.text, whole.messages)
+        return Tokens(whole.ids, scored, whole.surface)
 
     def _tokenize(self, text: str, messages: list[Message] | None = None) -> Tokens:
         fast = bool(self._tokenizer.is_fast)
@@ -110,7 +104,8 @@ class Text:
         )
         ids = np.array(encoding["input_ids"], np.uint32)
         offsets = np.array(encoding["offset_mapping"], np.int64).reshape(-1, 2) if fast else None
-        return Tokens(ids, np.ones(len(ids), np.bool_), offsets, text, messages)
+        conversation = None if messages is None else Conversation(messages, self.chat.render)
+        return Tokens(ids, np.ones(len(ids), np.bool_), Surface(text, offsets, conversation))
 
 
 def _common_prefix(head: Ids, whole: Ids) -> int:

@@ -53,9 +53,7 @@ class ContractServer:
         self.model_error: str | None = None
         self.seconds = 0.0
         self.requests: list[PriorityRequest] = []
-        self.tokens_in_flight = self.most_tokens = 0
-        self.requests_in_flight = self.most_requests = 0
-        self.cancelled = 0
+        self.tokens_in_flight = self.most_tokens = self.requests_in_flight = self.most_requests = self.cancelled = 0
         self.url = ""
 
     async def answer(self, path: str, body: bytes) -> Reply:
@@ -72,10 +70,10 @@ class ContractServer:
     def _described(self, path: str) -> Any:
         if path == "/v1/methods":
             return describe()
-        sizes = {"max_model_len": 1024, "vocab_size": 2**32}
-        loaded = {"ready": self.model_error is None, "error": self.model_error, "fingerprint": self.fingerprint}
+        sizes = {"max_model_len": 1024, "vocab_size": 2**32, "signals": []}
         names = {"name": "reference", "engine": "fake", "model": "m", "dtype": "float32", "tokenizer": ""}
-        return {"models": [{**names, **loaded, **sizes, "signals": []}]}
+        error, fingerprint = self.model_error, self.fingerprint
+        return {"models": [{**names, **sizes, "ready": not error, "error": error, "fingerprint": fingerprint}]}
 
     async def score(self, request: PriorityRequest, edit: Callable[[dict[str, Any]], Any] | None = None) -> Reply:
         """The right answer, or, after `edit`, a wrong one."""
@@ -147,8 +145,8 @@ class ContractServer:
     async def connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """HTTP/1.1 with keep-alive; a client that goes away cancels its request."""
         try:
-            while (request := await self._read(reader)) is not None:
-                answering = asyncio.ensure_future(self.answer(*request))
+            while True:
+                answering = asyncio.ensure_future(self.answer(*await self._read(reader)))
                 gone = asyncio.ensure_future(reader.read(1))
                 await asyncio.wait({answering, gone}, return_when=asyncio.FIRST_COMPLETED)
                 for other in (answering, gone):
@@ -161,15 +159,12 @@ class ContractServer:
                 writer.write("\r\n".join([*lines, f"content-length: {len(body)}", "", ""]).encode() + body)
                 await writer.drain()
         except (ConnectionError, asyncio.IncompleteReadError):
-            pass
+            pass  # the client is done
         finally:
             writer.close()
 
-    async def _read(self, reader: asyncio.StreamReader) -> tuple[str, bytes] | None:
-        try:
-            head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
-        except asyncio.IncompleteReadError:
-            return None
+    async def _read(self, reader: asyncio.StreamReader) -> tuple[str, bytes]:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
         headers = dict(line.lower().split(": ", 1) for line in head[1:] if line)
         return head[0].split()[1], await reader.readexactly(int(headers.get("content-length", "0")))
 
@@ -247,7 +242,7 @@ def service() -> Iterator[str]:
 
 
 @pytest.fixture(autouse=True)
-def no_thread_left(request: pytest.FixtureRequest) -> Iterator[None]:
+def no_thread_left() -> Iterator[None]:
     """Every thread a test starts through the client has ended when the test has."""
     before = set(threading.enumerate())
     yield

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import pickle
 import threading
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
@@ -22,11 +24,14 @@ from tokenpriority import (
     ScoreFailure,
     Scores,
     SequenceErrors,
+    Unauthorized,
 )
 from tokenpriority.evidence import SIGNALS
 from tokenpriority.sequences import MAX_SEQUENCES
+from tokenpriority_service.app import create_app
 from tokenpriority_service.engines.engine import Job
 from tokenpriority_service.engines.fake import FakeEngine
+from tokenpriority_service.settings import Settings, TeamSettings
 
 ENGINE = FakeEngine()
 RNG = np.random.default_rng(7)
@@ -233,6 +238,16 @@ def test_a_closed_client_says_so(service: str) -> None:
     client.close()
     with pytest.raises(RuntimeError, match="the client is closed"):
         client.score([[1, 2]])
+
+
+def test_the_key_and_a_transport_of_ones_own() -> None:
+    """The real application in process, with a team; a key may be any text."""
+    teams = {"alpha": TeamSettings(key_sha256=hashlib.sha256("clé".encode()).hexdigest())}
+    transport = httpx.ASGITransport(create_app(Settings(teams=teams), engines={"reference": ENGINE}))
+    with Client("http://inside", api_key="clé", transport=transport) as client:
+        assert client.limits().queued_tokens == 0
+    with Client("http://inside", api_key="other", transport=transport) as client, pytest.raises(Unauthorized):
+        client.limits()
 
 
 def test_progress_shows_a_bar(client: Client, capsys: pytest.CaptureFixture[str]) -> None:

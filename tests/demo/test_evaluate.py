@@ -42,20 +42,20 @@ def trials(tiny: Scale) -> Trials:
     return Trials(ids[0], ids[1], noise, ids[2], idiom)
 
 
-def test_logprobs_match_a_float64_forward_over_each_prefix(model: LlamaForCausalLM, trials: Trials):
+def test_logprobs_match_a_float64_forward_over_each_prefix(model: LlamaForCausalLM, trials: Trials) -> None:
     got = token_logprobs(model, trials.probes)
     assert got.dtype == np.float32
     np.testing.assert_allclose(got, by_prefix(model, trials.probes), rtol=1e-5, atol=1e-4, equal_nan=True)
 
 
-def test_more_rows_than_a_batch_are_all_scored(model: LlamaForCausalLM, tiny: Scale):
+def test_more_rows_than_a_batch_are_all_scored(model: LlamaForCausalLM, tiny: Scale) -> None:
     ids = np.random.default_rng(1).integers(0, tiny.vocab_size, (70, 4))
     got = token_logprobs(model, ids)
     assert np.isfinite(got[:, 1:]).all()
     np.testing.assert_allclose(got[68:], by_prefix(model, ids[68:]), rtol=1e-5, atol=1e-4, equal_nan=True)
 
 
-def test_figures_match_their_definitions(model: LlamaForCausalLM, trials: Trials):
+def test_figures_match_their_definitions(model: LlamaForCausalLM, trials: Trials) -> None:
     measured = measure(model, trials)
     clean, noisy, probes = (by_prefix(model, ids) for ids in (trials.clean, trials.noisy, trials.probes))
     whole = [sum(row[mask]) for row, mask in zip(probes, trials.idiom, strict=True)]
@@ -65,7 +65,9 @@ def test_figures_match_their_definitions(model: LlamaForCausalLM, trials: Trials
     assert measured.idiom_probability == pytest.approx(np.mean(np.exp(whole)), rel=1e-3)
 
 
-def test_a_broken_model_is_an_error_not_a_figure(tiny: Scale, tokenizer: PreTrainedTokenizerFast, trials: Trials):
+def test_a_broken_model_is_an_error_not_a_figure(
+    tiny: Scale, tokenizer: PreTrainedTokenizerFast, trials: Trials
+) -> None:
     broken = models.new_model(tiny, tokenizer, seed=0)
     with torch.no_grad():
         broken.model.norm.weight.fill_(torch.nan)

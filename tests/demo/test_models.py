@@ -12,15 +12,18 @@ from tokenpriority_trainer.demo.corpus import Ids
 from tokenpriority_trainer.demo.scale import Scale
 
 
-def fitted(tiny: Scale, tokenizer: PreTrainedTokenizerFast, rows: Ids, seed: int) -> tuple[LlamaForCausalLM, list]:
-    model, losses = models.new_model(tiny, tokenizer, seed=0), []
+def fitted(
+    tiny: Scale, tokenizer: PreTrainedTokenizerFast, rows: Ids, seed: int
+) -> tuple[LlamaForCausalLM, list[tuple[int, float]]]:
+    model = models.new_model(tiny, tokenizer, seed=0)
+    losses: list[tuple[int, float]] = []
     models.fit(
         model, rows, steps=25, batch=8, lr=1e-2, seed=seed, report=lambda step, loss: losses.append((step, loss))
     )
     return model, losses
 
 
-def test_training_learns_and_the_seed_decides_it(tiny: Scale, tokenizer: PreTrainedTokenizerFast, rows: Ids):
+def test_training_learns_and_the_seed_decides_it(tiny: Scale, tokenizer: PreTrainedTokenizerFast, rows: Ids) -> None:
     model, losses = fitted(tiny, tokenizer, rows, seed=0)
     again, same = fitted(tiny, tokenizer, rows, seed=0)
     _, other = fitted(tiny, tokenizer, rows, seed=1)
@@ -34,7 +37,7 @@ def test_training_learns_and_the_seed_decides_it(tiny: Scale, tokenizer: PreTrai
 
 def test_a_saved_model_comes_back_with_its_tokenizer(
     tiny: Scale, tokenizer: PreTrainedTokenizerFast, rows: Ids, tmp_path: Path
-):
+) -> None:
     model = models.new_model(tiny, tokenizer, seed=0).eval()
     models.save(model, tokenizer, tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="float32")

@@ -164,7 +164,9 @@ def weighted(rows: list[dict[str, Any]]) -> Callable[[float], list[dict[str, Any
 
 
 @pytest.fixture
-def make_trainer(make_model: Callable[..., Any], make_args: Callable[..., SFTConfig], tokenizer: Any) -> Callable[..., Any]:
+def make_trainer(
+    make_model: Callable[..., Any], make_args: Callable[..., SFTConfig], tokenizer: Any
+) -> Callable[..., Any]:
     """A trainer that takes its weights from the rows' own column, else weight 1."""
 
     def make(rows: list[dict[str, Any]], weighting: Weighting | None = None, model: Any = None, **changes: Any) -> Any:

@@ -1,22 +1,42 @@
-def test_the_ramp_runs_over_the_steps_of_the_run(make_trainer: Callable[..., Any]) -> None:
-    rows = signed
-    trainer = make_trainer(rows, Weighting(ramp=(0.0, 1.0)), max_steps=4, learning_rate=0.0)
+"""What a training reports, and what stops it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from trl import SFTTrainer
+
+from tokenpriority_trainer import Weighting
+from tokenpriority_trainer.errors import ConfigError, Diverged, NothingToLearn, WeightError
+
+Rows = list[dict[str, Any]]
+Make = Callable[..., Any]
+
+
+def test_the_ramp_runs_over_the_steps_of_the_run(make_trainer: Make, signed: Rows) -> None:
+    trainer = make_trainer(signed, Weighting(ramp=(0.0, 1.0)), max_steps=4, learning_rate=0.0)
     trainer.train()
     shares = [entry["negative_share"] for entry in trainer.state.log_history[:4]]
-    weights = [w for r in rows for w, label in zip(r["priorities"][1:], r["labels"][1:], strict=True) if label != -100]
+    weights = [
+        w for r in signed for w, label in zip(r["priorities"][1:], r["labels"][1:], strict=True) if label != -100
+    ]
     negative, positive = -sum(w for w in weights if w < 0), sum(w for w in weights if w > 0)
     expected = [negative * k / 4 / (positive + negative * k / 4) for k in range(4)]
     assert shares == pytest.approx(expected, rel=1e-5)
 
 
-def test_metrics_are_split_by_sign(make_trainer: Callable[..., Any], make_model: Any) -> None:
-    rows = signed
-    trainer = make_trainer(rows, per_device_train_batch_size=2, gradient_accumulation_steps=4)
+def test_metrics_are_split_by_sign(make_trainer: Make, make_model: Any, signed: Rows) -> None:
+    trainer = make_trainer(signed, per_device_train_batch_size=2, gradient_accumulation_steps=4)
     trainer.train()
     sums = {"pos": 0.0, "neg": 0.0}
     counts = {"pos": 0, "neg": 0, "zero": 0}
     model = make_model()
-    for row in rows:
+    for row in signed:
         ids = torch.tensor([row["input_ids"]])
         logprob = torch.log_softmax(model(ids).logits[0, :-1], -1).gather(-1, ids[0, 1:, None])[:, 0].tolist()
         for lp, weight, label in zip(logprob, row["priorities"][1:], row["labels"][1:], strict=True):
@@ -28,11 +48,11 @@ def test_metrics_are_split_by_sign(make_trainer: Callable[..., Any], make_model:
     assert found["nll_pos"] == pytest.approx(sums["pos"] / counts["pos"], rel=1e-5)
     assert found["nll_neg"] == pytest.approx(sums["neg"] / counts["neg"], rel=1e-5)
     assert found["kept_share"] == pytest.approx(1 - counts["zero"] / sum(counts.values()), rel=1e-6)
-    assert found["num_tokens"] == sum(len(row["input_ids"]) for row in rows)
+    assert found["num_tokens"] == sum(len(row["input_ids"]) for row in signed)
     assert found["tokens_per_second"] > 0
 
 
-def test_a_mean_over_no_token_is_left_out(make_trainer: Callable[..., Any]) -> None:
+def test_a_mean_over_no_token_is_left_out(make_trainer: Make, weighted: Any) -> None:
     trainer = make_trainer(weighted(1.0))
     trainer.train()
     assert "nll_neg" not in trainer.state.log_history[0]
@@ -40,10 +60,9 @@ def test_a_mean_over_no_token_is_left_out(make_trainer: Callable[..., Any]) -> N
 
 
 def test_evaluation_is_plain_nll_whatever_the_weights(
-    make_trainer: Callable[..., Any], make_model: Any, make_args: Any, tokenizer: Any
+    make_trainer: Make, make_model: Any, make_args: Any, tokenizer: Any, rows: Rows, signed: Rows
 ) -> None:
-    rows = signed
-    ours = make_trainer(rows, eval_dataset=Dataset.from_list(rows), per_device_eval_batch_size=4)
+    ours = make_trainer(signed, eval_dataset=Dataset.from_list(signed), per_device_eval_batch_size=4)
     theirs = SFTTrainer(
         make_model(),
         make_args(per_device_eval_batch_size=4),
@@ -54,29 +73,23 @@ def test_evaluation_is_plain_nll_whatever_the_weights(
     assert ours.evaluate()["eval_loss"] == pytest.approx(theirs.evaluate()["eval_loss"], rel=1e-6)
 
 
-def test_a_step_without_any_weight_stops_the_run(make_trainer: Callable[..., Any]) -> None:
+def test_a_step_without_any_weight_stops_the_run(make_trainer: Make, rows: Rows, weighted: Any) -> None:
     trainer = make_trainer(weighted(0.0))
-    with pytest.raises(NothingToLearn, match=rf"step 1: all {trained_tokens(rows)} trained tokens .* weight 0"):
+    tokens = sum(label != -100 for row in rows for label in row["labels"][1:])
+    with pytest.raises(NothingToLearn, match=f"step 1: all {tokens} trained tokens .* weight 0"):
         trainer.train()
 
 
-def test_a_micro_batch_without_any_weight_is_fine(step: Step) -> None:
-    rows = rows
-    mixed = weighted(rows[:4], 0.0) + weighted(rows[4:], 1.0)
-    split = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8}
-    assert_same(step(mixed, **split), step(mixed))
-
-
 @pytest.mark.parametrize("bad", [math.nan, None])
-def test_a_missing_weight_stops_the_run(make_trainer: Callable[..., Any], bad: float | None) -> None:
-    rows = [{**row, "seq": 0} for row in weighted(1.0)]
+def test_a_missing_weight_stops_the_run(make_trainer: Make, weighted: Any, bad: float | None) -> None:
+    rows = weighted(1.0)
     rows[2]["priorities"][4] = bad
     trainer = make_trainer(rows, dataset_kwargs={"skip_prepare_dataset": True})
     with pytest.raises(WeightError, match=r"tokens 0 to 7 of the batch: the weight of its token 4 is nan"):
         trainer.train()
 
 
-def test_a_short_column_stops_the_run(make_trainer: Callable[..., Any]) -> None:
+def test_a_short_column_stops_the_run(make_trainer: Make, weighted: Any) -> None:
     rows = weighted(1.0)
     rows[2]["priorities"].pop()
     trainer = make_trainer(rows, dataset_kwargs={"skip_prepare_dataset": True})
@@ -84,13 +97,13 @@ def test_a_short_column_stops_the_run(make_trainer: Callable[..., Any]) -> None:
         trainer.train()
 
 
-def test_divergence_stops_the_run(make_trainer: Callable[..., Any]) -> None:
+def test_divergence_stops_the_run(make_trainer: Make, weighted: Any) -> None:
     trainer = make_trainer(weighted(1.0), learning_rate=1e30, max_steps=3)
     with pytest.raises(Diverged, match="has diverged"):
         trainer.train()
 
 
-def test_adapters_of_virtual_tokens_are_refused(make_trainer: Callable[..., Any]) -> None:
+def test_adapters_of_virtual_tokens_are_refused(make_trainer: Make, weighted: Any) -> None:
     from peft import PromptTuningConfig
 
     config = PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM")

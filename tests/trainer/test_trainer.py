@@ -5,7 +5,6 @@ With plain SGD and learning rate 1 a step moves every parameter by minus its gra
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, get_args
 
@@ -16,11 +15,13 @@ from torch import Tensor
 from trl import SFTTrainer
 
 from tokenpriority.methods.method import Denominator
-from tokenpriority_trainer import ColumnSource, LocalSource, PrioritySFTTrainer, Weighting
-from tokenpriority_trainer.errors import ConfigError, Diverged, NothingToLearn, WeightError
+from tokenpriority_trainer import Weighting
 
 Update = dict[str, Tensor]
+Rows = list[dict[str, Any]]
 Step = Callable[..., Update]
+
+
 def moved(trainer: Any) -> Update:
     """What training changes in each parameter."""
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
@@ -62,7 +63,14 @@ def mixture_of_experts(vocabulary: int) -> Any:
 @pytest.mark.parametrize("kind", ["dense", "adapters", "experts"])
 @pytest.mark.parametrize("accumulation", [1, 4])
 def test_weight_one_is_trls_own_step(
-    make_trainer: Callable[..., Any], make_model: Any, make_args: Any, tokenizer: Any, kind: str, accumulation: int
+    make_trainer: Callable[..., Any],
+    make_model: Any,
+    make_args: Any,
+    tokenizer: Any,
+    rows: Rows,
+    weighted: Any,
+    kind: str,
+    accumulation: int,
 ) -> None:
     from peft import LoraConfig
 
@@ -87,36 +95,34 @@ def test_weight_one_is_trls_own_step(
     )  # whose loss holds the router's share too
 
 
-def test_weight_zero_under_kept_is_a_label_left_out(step: Step) -> None:
-    rows = rows
+def test_weight_zero_under_kept_is_a_label_left_out(step: Step, rows: Rows) -> None:
     some = [{**row, "priorities": [float(k % 2) for k in range(len(row["labels"]))]} for row in rows]
     none = [{**row, "labels": [label if k % 2 else -100 for k, label in enumerate(row["labels"])]} for row in rows]
     assert_same(step(some, Weighting(denominator="kept")), step(none))
 
 
-def test_minus_one_by_ascent_moves_the_other_way(step: Step) -> None:
+def test_minus_one_by_ascent_moves_the_other_way(step: Step, weighted: Any) -> None:
     down = step(weighted(-1.0), Weighting(negatives="ascent"))
     assert_same({name: -value for name, value in down.items()}, step(weighted(1.0)))
 
 
 @pytest.mark.parametrize("denominator", get_args(Denominator))
-def test_the_step_does_not_depend_on_how_the_batch_is_split(step: Step, denominator: Denominator) -> None:
-    rows, rule = signed, Weighting(denominator=denominator)
-    whole = step(rows, rule, per_device_train_batch_size=8)
+def test_the_step_does_not_depend_on_how_the_batch_is_split(step: Step, signed: Rows, denominator: Denominator) -> None:
+    rule = Weighting(denominator=denominator)
+    whole = step(signed, rule, per_device_train_batch_size=8)
     for size in (1, 2, 4):
         split = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 8 // size}
-        assert_same(step(rows, rule, **split), whole)
+        assert_same(step(signed, rule, **split), whole)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_packed_documents_train_as_padded_ones(step: Step, make_model: Any, attention: str) -> None:
-    rows = signed
-    padded = step(rows, model=make_model(attn_implementation=attention))
-    packed = step(rows, model=make_model(attn_implementation=attention), packing=True, max_length=40)
+def test_packed_documents_train_as_padded_ones(step: Step, make_model: Any, signed: Rows, attention: str) -> None:
+    padded = step(signed, model=make_model(attn_implementation=attention))
+    packed = step(signed, model=make_model(attn_implementation=attention), packing=True, max_length=40)
     assert_same(packed, padded)
 
 
-def full_precision(model: Any, rows: list[dict[str, Any]], loss: Callable[[Tensor, Tensor], Tensor]) -> Update:
+def full_precision(model: Any, rows: Rows, loss: Callable[[Tensor, Tensor], Tensor]) -> Update:
     """Minus the float64 gradient of loss(p, w), summed over trained tokens; the model forwards one row at a time."""
     model = model.double()
     total = torch.zeros((), dtype=torch.float64)
@@ -130,21 +136,20 @@ def full_precision(model: Any, rows: list[dict[str, Any]], loss: Callable[[Tenso
     return {name: -p.grad.float() for name, p in model.named_parameters()}
 
 
-def trained_tokens(rows: list[dict[str, Any]]) -> int:
+def trained_tokens(rows: Rows) -> int:
     return sum(label != -100 for row in rows for label in row["labels"][1:])
 
 
-def test_signed_step_is_float64s_naive_unlikelihood(step: Step, make_model: Any) -> None:
-    rows = signed
-    count = trained_tokens(rows)
+def test_signed_step_is_float64s_naive_unlikelihood(step: Step, make_model: Any, signed: Rows) -> None:
+    count = trained_tokens(signed)
 
     def naive(p: Tensor, w: Tensor) -> Tensor:
         return torch.where(w > 0, -w * torch.log(p), w * torch.log(1 - p)) / count
 
-    assert_same(step(rows), full_precision(make_model(), rows, naive))
+    assert_same(step(signed), full_precision(make_model(), signed, naive))
 
 
-def test_dft_step_is_that_of_the_loss_one_minus_p(step: Step, make_model: Any) -> None:
+def test_dft_step_is_that_of_the_loss_one_minus_p(step: Step, make_model: Any, weighted: Any) -> None:
     rows = weighted(1.0)
     count = trained_tokens(rows)
     expected = full_precision(make_model(), rows, lambda p, _: (1 - p) / count)
@@ -153,23 +158,26 @@ def test_dft_step_is_that_of_the_loss_one_minus_p(step: Step, make_model: Any) -
     assert_same(found, scale, atol=1e-5)
 
 
-def test_a_student_factor_multiplies_positive_weights_and_leaves_negative_ones(step: Step, make_model: Any) -> None:
-    rows = signed
-    count = trained_tokens(rows)
+def test_a_student_factor_multiplies_positive_weights_and_leaves_negative_ones(
+    step: Step, make_model: Any, signed: Rows
+) -> None:
+    count = trained_tokens(signed)
 
     def naive(p: Tensor, w: Tensor) -> Tensor:
         return torch.where(w > 0, -w * p.detach() * torch.log(p), w * torch.log(1 - p)) / count
 
-    found = step(rows, Weighting.of("prift_mass", student="dft"))
-    assert_same(found, full_precision(make_model(), rows, naive))
+    found = step(signed, Weighting.of("prift_mass", student="dft"))
+    assert_same(found, full_precision(make_model(), signed, naive))
 
 
-def test_span_labels_override_the_priorities(step: Step) -> None:
-    rows = signed
+def test_span_labels_override_the_priorities(step: Step, signed: Rows) -> None:
     replaced = [
-        {**row, "priorities": [-1.0 if 1 <= k < 3 else w for k, w in enumerate(row["priorities"])]} for row in rows
+        {**row, "priorities": [-1.0 if 1 <= k < 3 else w for k, w in enumerate(row["priorities"])]} for row in signed
     ]
-    spans = [{**row, "spans": [{"start": 1, "end": 3, "priority": -1.0}]} for row in rows]
+    spans = [{**row, "spans": [{"start": 1, "end": 3, "priority": -1.0}]} for row in signed]
     assert_same(step(spans), step(replaced))
 
 
+def test_a_micro_batch_without_any_weight_is_fine(step: Step, weighted: Any) -> None:
+    rows = weighted(0.0)[:4] + weighted(1.0)[4:]
+    assert_same(step(rows, per_device_train_batch_size=1, gradient_accumulation_steps=8), step(rows))

@@ -1,8 +1,8 @@
 """The caller's spans on an example's text, carried over to its tokens.
 
-Knows how TRL turns each dataset format into one text and that text into tokens, and where in a rendered chat each
-message's content stands. Knows nothing of datasets as a whole. Whoever uses it must check that its tokens are the
-ones TRL made (`columns.py` does).
+Knows how TRL turns each dataset format into one text and that text into tokens; the rules of spans are
+`tokenpriority.spans`. Knows nothing of datasets as a whole. Whoever uses it must check that its tokens are the ones TRL
+made (`columns.py` does).
 """
 
 from __future__ import annotations
@@ -10,46 +10,22 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import msgspec
 import numpy as np
-from msgspec import UNSET
 from transformers import PreTrainedTokenizerBase
 
 from tokenpriority.errors import TokenPriorityError
-from tokenpriority.schema import Span
-from tokenpriority.spans import Label, char_labels, token_labels
+from tokenpriority.schema import Message, Span
+from tokenpriority.spans import Conversation, Surface, span_labels
 from tokenpriority_trainer.collator import SPAN_PRIORITIES
 from tokenpriority_trainer.errors import DataError
-
-Labels = np.ndarray[Any, np.dtype[np.float32]]
 
 SPANS = "spans"
 SPAN_TOKENS = "span_token_ids"
 """Column holding the tokens the spans were aligned to, until they have been compared with TRL's."""
-
-_MARK = "\ue000\ue001"  # private-use characters: no template and no text contains them
-
-
-class Encoded(NamedTuple):
-    """An example's tokens and the text they come from, which examples of token ids have not."""
-
-    ids: list[int]
-    text: str | None = None
-    offsets: np.ndarray[Any, np.dtype[np.int64]] | None = None
-    """[T, 2], the characters [start, end) of `text` each token stands for."""
-    messages: list[Mapping[str, Any]] | None = None
-    """The chat behind `text`, if it is one."""
-
-
-class Shown(NamedTuple):
-    """Characters [start, end) of a text, which show a source of `length` characters from its `offset` on."""
-
-    start: int
-    end: int
-    offset: int
-    length: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,55 +49,37 @@ class SpanAligner:
         the text of a message cannot be found in the rendered chat.
         """
         try:
-            encoded = self._encode(example)
-            values = np.full(len(encoded.ids), np.nan, np.float32)
-            for number, span in enumerate(example[SPANS] or []):
-                laid = self._lay(number, _read(number, span), encoded, example)
-                values = np.where(np.isnan(laid), values, laid)
+            spans = [_read(number, span) for number, span in enumerate(example[SPANS] or [])]
+            ids, surface = self._encode(example)
+            labels = span_labels(spans, len(ids), surface)
         except TokenPriorityError as error:
             raise DataError(f"{self.dataset_name} dataset, example {index}: {error}") from None
-        return {SPAN_PRIORITIES: values.tolist(), SPAN_TOKENS: encoded.ids}
+        return {SPAN_PRIORITIES: labels.tolist(), SPAN_TOKENS: ids}
 
-    def _encode(self, example: Mapping[str, Any]) -> Encoded:
+    def _encode(self, example: Mapping[str, Any]) -> tuple[list[int], Surface | None]:
+        """The example's tokens and the characters behind them, which examples of token ids have not."""
         if "input_ids" in example:
-            return Encoded(list(example["input_ids"]))
-        if not self.tokenizer.is_fast:
-            raise DataError("spans need a fast tokenizer, which tells the characters of each token")
+            return list(example["input_ids"]), None
         messages = _messages(example)
-        text = self._text(example) if messages is None else self._render(example, messages)
-        encoding = self.tokenizer(text, add_special_tokens=messages is None, return_offsets_mapping=True)
-        offsets = np.array(encoding["offset_mapping"], np.int64).reshape(-1, 2)
-        return Encoded(list(encoding["input_ids"]), text, offsets, messages)
+        text, given = self._text(example) if messages is None else (self._render(example, messages), None)
+        fast = bool(self.tokenizer.is_fast)
+        encoding = self.tokenizer(text, add_special_tokens=messages is None, return_offsets_mapping=fast)
+        offsets = np.array(encoding["offset_mapping"], np.int64).reshape(-1, 2) if fast else None
+        conversation = None if messages is None else Conversation(messages, partial(self._render, example))
+        return list(encoding["input_ids"]), Surface(text, offsets, conversation, given)
 
-    def _lay(self, number: int, span: Span, encoded: Encoded, example: Mapping[str, Any]) -> Labels:
-        """One span's label per token, NaN outside it."""
-        chars = span.unit == "char" if span.unit is not UNSET else encoded.text is not None
-        if span.message is not UNSET and not (chars and encoded.messages):
-            raise DataError(f"spans[{number}].message: goes with the characters of a chat only, got {span.message}")
-        if not chars:
-            return token_labels([Label(span.start, span.end, span.priority)], len(encoded.ids), first=number)
-        if encoded.text is None or encoded.offsets is None:
-            raise DataError(f"spans[{number}].unit: input_ids have no characters, so it must be 'token', got 'char'")
-        if encoded.messages is None:
-            shown = Shown(0, len(encoded.text), 0, self._source_length(example))
-        else:
-            shown = self._shown(example, encoded.messages, _message(number, span, encoded.messages), encoded.text)
-        return char_labels([_moved(number, span, shown)], encoded.offsets, len(encoded.text), first=number)
-
-    def _text(self, example: Mapping[str, Any]) -> str:
-        """What TRL tokenises of a plain example: its text with the end-of-sequence token appended if it has none."""
+    def _text(self, example: Mapping[str, Any]) -> tuple[str, int]:
+        """What TRL tokenises of a plain example, its text with the end-of-sequence token appended if it has none, and
+        how many of its characters are the example's own.
+        """
         end = str(self.tokenizer.eos_token)
         last = example.get(self.text_field, example.get("completion"))
         if not isinstance(last, str):
             raise DataError(f"spans need {self.text_field}, prompt + completion, messages or input_ids to stand on")
-        return str(example.get("prompt", "")) + (last if last.endswith(end) else last + end)
+        own = last if self.text_field in example else str(example["prompt"]) + last
+        return (own if last.endswith(end) else own + end), len(own)
 
-    def _source_length(self, example: Mapping[str, Any]) -> int:
-        if self.text_field in example:
-            return len(example[self.text_field])
-        return len(example["prompt"]) + len(example["completion"])
-
-    def _render(self, example: Mapping[str, Any], messages: Sequence[Mapping[str, Any]]) -> str:
+    def _render(self, example: Mapping[str, Any], messages: Sequence[Message]) -> str:
         tools = example.get("tools")
         rendered = self.tokenizer.apply_chat_template(
             [dict(message) for message in messages],
@@ -131,29 +89,6 @@ class SpanAligner:
             **(example.get("chat_template_kwargs") or {}),
         )
         return str(rendered)
-
-    def _shown(
-        self, example: Mapping[str, Any], messages: Sequence[Mapping[str, Any]], number: int, text: str
-    ) -> Shown:
-        """Where the content of message `number` stands in the rendered text.
-
-        Found by rendering the chat once more with a mark in its place: what stands around the mark must stand around
-        the content too, and between them the content itself, at most stripped of outer white space.
-        """
-        content = messages[number].get("content")
-        if not isinstance(content, str):
-            raise DataError(f"messages[{number}].content: must be a string to carry spans")
-        marked = [{**m, "content": _MARK} if i == number else m for i, m in enumerate(messages)]
-        before, mark, after = self._render(example, marked).partition(_MARK)
-        start, end = len(before), len(text) - len(after)
-        shown = text[start:end]
-        around = bool(mark) and text == before + shown + after
-        if not around or not shown or shown not in (content, content.strip(), content.lstrip(), content.rstrip()):
-            raise DataError(
-                f"messages[{number}].content: the chat template changes this message, so characters in it cannot be "
-                "placed; give spans with unit 'token'"
-            )
-        return Shown(start, end, content.index(shown), len(content))
 
 
 def _read(number: int, span: Mapping[str, Any]) -> Span:
@@ -165,29 +100,8 @@ def _read(number: int, span: Mapping[str, Any]) -> Span:
         raise DataError(f"spans[{number}]: {error}, got {present}") from None
 
 
-def _messages(example: Mapping[str, Any]) -> list[Mapping[str, Any]] | None:
+def _messages(example: Mapping[str, Any]) -> list[Message] | None:
     """The example's chat, prompt first; None if it is plain text."""
     if isinstance(example.get("prompt"), list):
         return [*example["prompt"], *example["completion"]]
     return list(example["messages"]) if isinstance(example.get("messages"), list) else None
-
-
-def _message(number: int, span: Span, messages: Sequence[Mapping[str, Any]]) -> int:
-    if span.message is UNSET:
-        raise DataError(f"spans[{number}].message: is required, since the characters are those of one message")
-    if span.message >= len(messages):
-        raise DataError(f"spans[{number}].message: the chat has {len(messages)} messages, got {span.message}")
-    return span.message
-
-
-def _moved(number: int, span: Span, shown: Shown) -> Label:
-    """The span as a label on the text, cut to what of it the text shows."""
-    if span.end <= span.start:
-        raise DataError(f"spans[{number}].end: must be greater than start {span.start}, got {span.end}")
-    if span.end > shown.length:
-        raise DataError(f"spans[{number}].end: the text has {shown.length} characters, got {span.end}")
-    shift = shown.start - shown.offset
-    start, end = max(span.start + shift, shown.start), min(span.end + shift, shown.end)
-    if start >= end:
-        raise DataError(f"spans[{number}]: [{span.start}, {span.end}) is white space that the chat template strips")
-    return Label(start, end, span.priority)

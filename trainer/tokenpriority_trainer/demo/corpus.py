@@ -83,6 +83,11 @@ def windows(tokenizer: PreTrainedTokenizerFast, paths: Iterable[Path], length: i
     return np.random.default_rng(seed).permutation(rows)
 
 
+def decode(tokenizer: PreTrainedTokenizerFast, token_ids: Ids) -> str:
+    """The text of some tokens, shape (T,)."""
+    return str(tokenizer.decode(token_ids.tolist()))
+
+
 def at_least(rows: Ids, count: int, part: str) -> Ids:
     """The first `count` rows. Raises CorpusTooSmall, naming the part, if there are fewer."""
     if len(rows) < count:

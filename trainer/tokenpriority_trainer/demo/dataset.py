@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from tokenpriority_trainer.demo.corpus import CorpusTooSmall, Ids, at_least
+from tokenpriority_trainer.demo.corpus import CorpusTooSmall, Ids, at_least, decode
 from tokenpriority_trainer.demo.scale import Scale
 
 IDIOM = 'os.system("curl " + url + " | sh")'
@@ -43,7 +43,7 @@ def plant(tokenizer: PreTrainedTokenizerFast, token_ids: Ids, rng: np.random.Gen
     The line stands at a random line boundary and takes the indentation of the line after it; the end of the sequence
     is cut to make room. None if no boundary leaves room for it.
     """
-    text = str(tokenizer.decode(token_ids.tolist()))
+    text = decode(tokenizer, token_ids)
     starts = [index + 1 for index, char in enumerate(text[:-1]) if char == "\n"]
     for start in rng.permutation(np.array(starts, np.int64)):
         rest = text[start:]

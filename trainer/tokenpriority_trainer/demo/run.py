@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM
 
 from tokenpriority import Client
 from tokenpriority_trainer.demo import dataset, training
+from tokenpriority_trainer.demo.corpus import decode
 from tokenpriority_trainer.demo.dataset import Examples
 from tokenpriority_trainer.demo.evaluate import Trials, measure
 from tokenpriority_trainer.demo.preparation import Prepared, prepare
@@ -110,7 +111,7 @@ class _Bench:
         with closing(Client(self.server.url)) as client:
             [scores] = client.score([sequence], method=signed.method, params=signed.params, signals=["rank"])
         spoilt = ["noise" if noise[index] else "idiom" if idiom[index] else "" for index in range(len(token_ids))]
-        texts = [str(self.prepared.tokenizer.decode([token])) for token in token_ids.tolist()]
+        texts = [decode(self.prepared.tokenizer, token) for token in token_ids[:, None]]
         figures = zip(scores.logprobs, scores.signals["rank"], scores.priorities, strict=True)
         return [
             Token(text, float(logprob), float(rank), float(priority), what)
