@@ -48,6 +48,16 @@ def test_a_changed_model_is_never_mixed_in(server: Any, client: Client) -> None:
     assert client.fingerprints == {"reference": "f0", "other": "f1"}
 
 
+def test_a_changed_base_is_never_mixed_in(server: Any, client: Client) -> None:
+    for fingerprint in ("b0", "b1"):
+        base = {"name": "base", "fingerprint": fingerprint}
+        server.faults.append(server.edited(lambda answer, base=base: answer.update(base=base)))
+    client.score([[1, 2]])
+    assert client.fingerprints == {"reference": "f0", "base": "b0"}
+    with pytest.raises(FingerprintChanged, match=r"'base' had the fingerprint b0 .* now b1"):
+        client.score([[1, 2]])
+
+
 def test_a_change_in_the_middle_of_a_stream_is_raised_in_its_place(server: Any) -> None:
     with Client(server.url, max_inflight_tokens=400) as client:
         results = client.score_many([[n] * 100 for n in range(20)])

@@ -64,11 +64,13 @@ def test_the_threshold_is_the_kth_largest_statistic(client: Client, keep: float)
     assert calibration.fingerprints == client.fingerprints
 
 
-def test_the_server_keeps_exactly_what_was_calibrated(client: Client, tmp_path: Path) -> None:
+def test_the_server_keeps_exactly_what_was_calibrated(client: Client, service: str, tmp_path: Path) -> None:
     client.calibrate(DATASET, method="forgetting").save(tmp_path / "c.json")
     calibration = Calibration.load(tmp_path / "c.json")
-    client.pin(calibration.fingerprints)
-    scores = client.score(DATASET, method=calibration.method, params=calibration.params)
+    with Client(service, retries=0) as later:
+        scores = later.score(DATASET, method=calibration.method, params=calibration.params)
+        later.pin(calibration.fingerprints)
+        assert later.fingerprints == calibration.fingerprints
     priorities = np.concatenate([s.priorities for s in scores])
     assert (priorities == 1).sum() == calibration.kept
     assert (priorities == -1).sum() == calibration.tokens - calibration.kept

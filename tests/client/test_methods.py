@@ -197,6 +197,16 @@ def test_prift_mass_is_exact_when_the_token_is_at_the_threshold() -> None:
     assert weights.tolist() == [1.0]
 
 
+def test_prift_mass_keeps_everything_at_tau_zero_whatever_the_rounding() -> None:
+    method = get_method("prift_mass")
+    above = np.array([1 - 2**-24, 1.0], np.float32)  # a token so unlikely that the masses round to more than 1
+    evidence = Evidence(
+        np.array([-18.0, -20.0], np.float32), mass_above=above, mass_tied=np.float32(2**-23) + 0 * above
+    )
+    inputs = Inputs(np.array([True, True]), evidence)
+    assert prioritise(method, method.parse({"tau": 0.0}), inputs, xp=np).tolist() == [1.0, 1.0]
+
+
 @pytest.mark.parametrize("name", ["prift_prob", "prift_mass", "token_cleaning", "forgetting", "dft"])
 def test_broken_evidence_is_an_error_where_it_is_wanted_and_only_there(name: str) -> None:
     method = get_method(name)

@@ -31,7 +31,9 @@ def prift_mass(inputs: Inputs, params: PriftMassParams, *, xp: Namespace) -> Arr
     mass = 1 - evidence.signal("mass_above")
     if params.ties == "strict":
         mass = mass - evidence.signal("mass_tied")
-    return xp.where(mass >= params.tau, xp.ones_like(mass), xp.zeros_like(mass))
+    none = xp.zeros_like(mass)
+    mass = xp.where(mass > 0, mass, none)  # 1 minus two rounded sums may fall just below 0
+    return xp.where(mass >= params.tau, xp.ones_like(mass), none)
 
 
 PRIFT_MASS = Method(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tokenpriority.evidence import SIGNALS
 from tokenpriority_service.engines import Engine, Job
+from tokenpriority_service.engines.torch import TorchEngine
 
 VOCAB = 97
 MAX_LEN = 40
@@ -72,6 +73,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "bert_other_head": {"model_type": "bert", **_SHAPE, "pad_token_id": 0, "is_decoder": True},
 }
 """Name -> config; each is the smallest model that shows one way of getting from hidden states to logits."""
+
+REFUSED = ("bert_not_causal", "bert_other_head")
 
 
 class Lab:
@@ -164,6 +167,27 @@ class Lab:
         np.testing.assert_array_equal(got[3, apart], wanted[3, apart])
         np.testing.assert_allclose(got[4:, apart], wanted[4:6, apart], rtol=0, atol=atol)
         return int(apart.sum())
+
+
+@pytest.fixture(params=[kind for kind in MODELS if kind not in REFUSED])
+def kind(request: pytest.FixtureRequest) -> str:
+    """Each model of `MODELS` that can be scored."""
+    return str(request.param)
+
+
+@pytest.fixture
+def open_engine(lab: Lab) -> Iterator[Callable[..., TorchEngine]]:
+    """Loads torch engines by name of `MODELS` or by folder; all are closed in the end."""
+    engines: list[TorchEngine] = []
+
+    def load(model: str | Path, **settings: Any) -> TorchEngine:
+        path = lab.saved(model) if isinstance(model, str) else model
+        engines.append(TorchEngine(str(path), threads=1, **settings))
+        return engines[-1]
+
+    yield load
+    for engine in engines:
+        asyncio.run(engine.close())
 
 
 @pytest.fixture(scope="session")

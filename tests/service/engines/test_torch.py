@@ -4,55 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from tokenpriority.errors import EngineFault, InvalidSequence, Unavailable
-from tokenpriority.evidence import SIGNALS
-from tokenpriority_service.engines import Job, load_engine
+from tokenpriority_service.engines import Job
 from tokenpriority_service.engines.torch import TorchEngine
 
-KINDS = [
-    "llama",
-    "llama_tied",
-    "qwen3",
-    "gpt2",
-    "phi_bias",
-    "gemma2_cap",
-    "cohere_scale",
-    "granite_divides",
-    "hyperclovax_multiplies",
-    "minicpm3_divides_hidden",
-    "mamba",
-    "phi3_longrope",
-]
-BFLOAT16_WORST, BFLOAT16_MEAN = 0.6, 0.04
+BFLOAT16_WORST, BFLOAT16_MEAN = 0.4, 0.04
 """Errors of bfloat16 logprobs, entropies and top-1 logprobs, in nats, for a model whose logits reach about 10."""
 
 Open = Callable[..., TorchEngine]
-
-
-@pytest.fixture
-def open_engine(lab: Any) -> Iterator[Open]:
-    """Loads engines by kind or folder; all are closed in the end."""
-    engines: list[TorchEngine] = []
-
-    def load(model: str | Path, **settings: Any) -> TorchEngine:
-        path = lab.saved(model) if isinstance(model, str) else model
-        engines.append(TorchEngine(str(path), threads=1, **settings))
-        return engines[-1]
-
-    yield load
-    for engine in engines:
-        asyncio.run(engine.close())
 
 
 def check_all(lab: Any, kind: str, jobs: list[Job], results: list[Any], **bound: float) -> None:
@@ -63,7 +31,6 @@ def check_all(lab: Any, kind: str, jobs: list[Job], results: list[Any], **bound:
     assert compared >= 0.9 * wanted
 
 
-@pytest.mark.parametrize("kind", KINDS)
 def test_all_six_signals_of_64_mixed_sequences(lab: Any, open_engine: Open, kind: str) -> None:
     jobs = lab.jobs(64)
     check_all(lab, kind, jobs, lab.score(open_engine(kind), jobs))
@@ -249,59 +216,8 @@ def test_close_frees_the_model_and_refuses_work(lab: Any, open_engine: Open) -> 
     assert engine.info.vocab_size == lab.vocab_size
 
 
-def test_info_describes_the_model(lab: Any, open_engine: Open) -> None:
-    info = open_engine("qwen3").info
-    assert (info.engine, info.model, info.dtype) == ("torch", str(lab.saved("qwen3")), "float32")
-    assert (info.max_model_len, info.vocab_size, info.signals) == (lab.max_len, lab.vocab_size, SIGNALS)
-    assert open_engine("qwen3", max_model_len=10).info.max_model_len == 10
-
-
-@pytest.mark.parametrize(
-    ("settings", "complaint"),
-    [
-        ({"dtype": "int8"}, "dtype: expected one of float32, bfloat16, float16, got 'int8'"),
-        ({"device": "tpu"}, "device: expected one of cpu, cuda, got 'tpu'"),
-        ({"max_model_len": 41}, "max_model_len: expected 2 to 40 tokens, got 41"),
-        ({"max_model_len": 1}, "max_model_len: expected 2 to 40 tokens, got 1"),
-        ({"max_batch_tokens": 0}, "max_batch_tokens: expected at least 1, got 0"),
-        ({"logits_bytes": 10}, "logits_bytes: one row of 97 logits takes 388 bytes, got 10"),
-        ({"threads": 0}, "threads: expected at least 1, got 0"),
-    ],
-)
-def test_settings_out_of_range_are_refused(lab: Any, settings: dict[str, Any], complaint: str) -> None:
-    with pytest.raises(ValueError, match=complaint):
-        load_engine("torch", model=str(lab.saved("llama")), **settings)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")
-def test_cuda_without_a_device_is_refused(lab: Any) -> None:
-    with pytest.raises(ValueError, match="torch sees no CUDA device"):
-        TorchEngine(str(lab.saved("llama")), device="cuda")
-
-
-def test_a_model_that_states_no_length_needs_one(lab: Any, open_engine: Open, tmp_path: Path) -> None:
-    fields = {**lab.kinds["mamba"], "max_position_embeddings": None}
-    lab.build("mamba", **fields).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="max_model_len: the model's config states no length"):
-        TorchEngine(str(tmp_path))
-    with pytest.raises(ValueError, match="max_model_len: expected at least 2 tokens, got 1"):
-        TorchEngine(str(tmp_path), max_model_len=1)
-    assert open_engine(tmp_path, max_model_len=30).info.max_model_len == 30
-
-
-def test_missing_weights_are_refused(lab: Any, tmp_path: Path) -> None:
-    """transformers would fill them at random and go on."""
-    folder = shutil.copytree(lab.saved("llama"), tmp_path / "holed")
-    weights = load_file(folder / "model.safetensors")
-    del weights["model.layers.1.mlp.up_proj.weight"]
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"lacks 1 weights of LlamaForCausalLM, .*layers\.1\.mlp\.up_proj"):
-        TorchEngine(str(folder))
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("kind", KINDS)
 def test_cuda_gives_the_same_evidence(lab: Any, open_engine: Open, kind: str) -> None:
     jobs = lab.jobs(64)
     check_all(lab, kind, jobs, lab.score(open_engine(kind, device="cuda"), jobs))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sysconfig
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ Ids = np.ndarray[Any, np.dtype[np.int64]]
 # Tests and installed packages are not the library; encodings and pydoc_data are generated tables, which would
 # make a file's NLL say more of the table than of the model.
 _LEFT_OUT = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "encodings", "pydoc_data"})
-_CYCLE = 16
-_PLACE = {0: "heldout", 4: "tuning", 8: "tuning", 12: "tuning", 2: "curated", 6: "curated", 10: "curated"}
+_PLACES = ("heldout", "tuning", "curated", "tuning", "tuning", "tuning", "curated", "tuning")
+"""Where file i of the packages goes, by i modulo 8."""
 
 
 class CorpusTooSmall(RuntimeError):
@@ -35,29 +36,30 @@ class Corpus:
     """Paths of the four parts, disjoint by file, each in sorted order."""
 
     base: tuple[Path, ...]
-    """What the base model is trained on."""
+    """What the base model is trained on: the library's top-level modules."""
     curated: tuple[Path, ...]
-    """What the reference sees on top: clean, and neither the base nor the fine-tuning sees it."""
+    """What the reference sees on top: files of the packages, clean, seen by neither base nor fine-tuning."""
     tuning: tuple[Path, ...]
-    """What the fine-tuning set is made from."""
+    """What the fine-tuning set is made from: files of the packages, which are new to the base."""
     heldout: tuple[Path, ...]
-    """What nothing is trained on."""
+    """What nothing is trained on: files of the packages."""
 
 
 def split_sources(max_bytes: int | None = None) -> Corpus:
-    """The standard library's sources in four parts: file i of the sorted list goes by i modulo 16.
+    """The standard library's sources in four parts: modules for the base; package file i by i modulo 8.
 
-    Only ASCII files are taken, so that a window cut at any token is text. `max_bytes` stops reading once so much has
-    been taken.
+    Only ASCII files are taken, so that a window cut at any token is text. `max_bytes` stops reading modules, and
+    stops reading packages, once so much of them has been taken.
     """
-    parts: dict[str, list[Path]] = {"base": [], "curated": [], "tuning": [], "heldout": []}
-    taken = 0
-    for index, path in enumerate(_source_files()):
-        if max_bytes is not None and taken >= max_bytes:
-            break
-        taken += path.stat().st_size
-        parts[_PLACE.get(index % _CYCLE, "base")].append(path)
-    return Corpus(**{name: tuple(paths) for name, paths in parts.items()})
+    root = Path(sysconfig.get_path("stdlib"))
+    files = [path for path in sorted(root.rglob("*.py")) if _is_taken(path, root)]
+    modules = _first([path for path in files if path.parent == root], max_bytes)
+    packages = _first([path for path in files if path.parent != root], max_bytes)
+    parts = {
+        name: tuple(path for index, path in enumerate(packages) if _PLACES[index % len(_PLACES)] == name)
+        for name in ("curated", "tuning", "heldout")
+    }
+    return Corpus(base=tuple(modules), **parts)
 
 
 def train_tokenizer(paths: Iterable[Path], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -98,11 +100,16 @@ def at_least(rows: Ids, count: int, part: str) -> Ids:
     return rows[:count]
 
 
-def _source_files() -> Iterable[Path]:
-    root = Path(sysconfig.get_path("stdlib"))
-    for path in sorted(root.rglob("*.py")):
-        if not _LEFT_OUT.intersection(path.relative_to(root).parts) and path.is_file() and path.read_bytes().isascii():
-            yield path
+def _is_taken(path: Path, root: Path) -> bool:
+    return not _LEFT_OUT.intersection(path.relative_to(root).parts) and path.is_file() and path.read_bytes().isascii()
+
+
+def _first(paths: list[Path], max_bytes: int | None) -> list[Path]:
+    """Paths from the first on, as long as those before it hold fewer than `max_bytes`."""
+    if max_bytes is None:
+        return paths
+    before = accumulate((path.stat().st_size for path in paths), initial=0)
+    return [path for path, taken in zip(paths, before, strict=False) if taken < max_bytes]
 
 
 def _read(path: Path) -> str:
