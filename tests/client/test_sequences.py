@@ -164,3 +164,10 @@ def test_one_sequence_in_place_of_several_is_refused(client: Client, sequences: 
         client.score(sequences)
     with pytest.raises(TypeError, match="put it in a list"):
         client.score_many(sequences)
+
+
+def test_arrays_cannot_be_written(client: Client) -> None:
+    [scores] = client.score([[1, 2, 3]], signals=["rank"])
+    for array in (scores.token_ids, scores.logprobs, scores.priorities, scores.signals["rank"]):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 1
