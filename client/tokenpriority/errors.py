@@ -167,6 +167,8 @@ def error_class(type_name: str | None, status: int) -> type[ApiError]:
     for cls in _WIRE:
         if cls.status == status:
             return cls
+    if status in (502, 504):  # a gateway whose server is away
+        return Unavailable
     return InternalError if status >= 500 else InvalidRequest
 
 

@@ -118,12 +118,13 @@ class Models:
         logger.info("model %s is ready", name)
 
     def _info(self, name: str) -> ModelInfo:
-        if name in self._ready:
-            model = self._ready[name]
-            info = model.engine.info
+        model = self._ready.get(name)
+        engine = model.engine if model is not None else self._given.get(name)
+        if engine is not None:
+            info = engine.info
             return ModelInfo(
                 name=name,
-                ready=True,
+                ready=model is not None,
                 engine=info.engine,
                 model=info.model,
                 dtype=info.dtype,
@@ -131,7 +132,8 @@ class Models:
                 vocab_size=info.vocab_size,
                 fingerprint=info.fingerprint,
                 signals=list(info.signals),
-                tokenizer=model.tokenizer,
+                tokenizer=model.tokenizer if model is not None else "",
+                error=self._errors.get(name),
             )
         settings = self._settings[name]
         return ModelInfo(

@@ -88,7 +88,8 @@ def test_every_error_has_one_type_and_status() -> None:
     for cls in ERROR_TYPES.values():
         assert error_class(cls.type, 0) is cls
     assert error_class(None, 429).type == "overloaded"
-    assert error_class("from a proxy", 502).status == 500
+    assert error_class("from a proxy", 502).type == "unavailable"
+    assert error_class(None, 501).type == "internal_error"
 
 
 def test_errors_are_picklable_with_all_they_carry() -> None:

@@ -55,6 +55,22 @@ def test_loading_then_ready(serve: Any, wait_until: Callable[..., None]) -> None
         assert server.post(BODY).status_code == 200
 
 
+def test_a_given_engine_is_listed_before_it_is_ready(serve: Any, wait_until: Callable[..., None]) -> None:
+    gate = threading.Event()
+
+    class SlowTokenizer(FakeEngine):
+        @property
+        def tokenizer(self) -> Any:
+            gate.wait(30)
+            return super().tokenizer
+
+    with serve({"reference": SlowTokenizer()}, ready=False) as server:
+        listed = server.http.get("/v1/models").raise_for_status().json()["models"][0]
+        assert (listed["ready"], listed["engine"], listed["error"]) == (False, "fake", None)
+        gate.set()
+        wait_until(lambda: server.http.get("/v1/models").json()["models"][0]["ready"], "ready")
+
+
 def test_a_model_that_fails_to_load_takes_no_other_down(serve: Any, tmp_path: Path) -> None:
     """The real torch engine on a folder that holds no model."""
     broken = ModelSettings(model=str(tmp_path), engine="torch")
