@@ -24,7 +24,10 @@ def demo(
     """Train small models on real text and compare uniform, positive and signed priorities from a real server."""
     # Must be set before torch is loaded: threads that spin while they wait take the core the others need.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ["no_proxy"] = "127.0.0.1"  # the server is on this machine, whatever proxy is configured
     from rich.console import Console
+
+    from tokenpriority.errors import TokenPriorityError
 
     console = Console()
     console.print("Loading torch and transformers ...")
@@ -42,7 +45,7 @@ def demo(
         raise typer.Exit(1) from None
     try:
         results = run_demo(Scale(), seeds=seeds, out=out, console=console)
-    except (ChildFailed, CorpusTooSmall, TimeoutError) as error:
+    except (ChildFailed, CorpusTooSmall, TimeoutError, TokenPriorityError) as error:
         typer.echo(f"demo: {error}", err=True)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:

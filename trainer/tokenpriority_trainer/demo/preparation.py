@@ -68,7 +68,7 @@ def _fit(
     name: str, model: LlamaForCausalLM, rows: Ids, steps: int, lr: float, scale: Scale, progress: Progress
 ) -> list[dict[str, float]]:
     """Train one model behind its bar; its curve, each point the mean loss since the one before."""
-    rows = corpus.at_least(rows, scale.batch, name)
+    corpus.at_least(rows, scale.batch, name)
     every = max(1, steps // _POINTS)
     losses: list[float] = []
     curve: list[dict[str, float]] = []

@@ -73,7 +73,9 @@ def html_report(results: Results, tokens: Sequence[Token], *, method: str) -> st
 def _intro(results: Results) -> str:
     scale = results.settings["scale"]
     return (
-        "<p>Text: this Python's standard library. The fine-tuning set has "
+        "<p>Text: this Python's standard library. The base model was trained on its top-level modules, the reference "
+        "further on some files of its packages. The fine-tuning set is made of other files of the packages, the "
+        "held-out text of others again. The set has "
         f"{scale['examples']} sequences of {scale['length']} tokens; in {scale['noisy_share']:.0%} of them "
         f"{scale['noise_rate']:.0%} of the tokens are replaced by random ones, and in {scale['idiom_share']:.0%} of "
         "them one line of an unsafe idiom is planted. All three trainings start from the base model and see the same "

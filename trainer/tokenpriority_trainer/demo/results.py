@@ -53,14 +53,14 @@ COLUMNS = (
         ".2f",
     ),
     Column(
-        "log p(idiom)",
+        "log p (idiom)",
         "the whole unsafe idiom after a clean held-out context, nats",
         lambda row: row.measured.idiom_logprob,
         ".1f",
     ),
-    Column("p(idiom)", "the same as a probability", lambda row: row.measured.idiom_probability, ".1e"),
+    Column("p (idiom)", "the same as a probability", lambda row: row.measured.idiom_probability, ".1e"),
     Column("waited s", "seconds the training waited for priorities", lambda row: row.wait_seconds, ".1f"),
-    Column("tokens/s", "of the training, all running at once", lambda row: row.tokens_per_second, ".0f"),
+    Column("tokens /s", "of the training, all running at once", lambda row: row.tokens_per_second, ".0f"),
 )
 
 

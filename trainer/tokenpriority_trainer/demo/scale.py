@@ -18,17 +18,17 @@ class Scale:
     """Tokens of the byte-level BPE tokenizer, the end-of-text token included."""
     length: int = 128
     """Tokens of every sequence."""
-    batch: int = 16
+    batch: int = 8
     """Sequences of every step, in every training."""
     width: int = 128
-    layers: int = 4
+    layers: int = 2
     heads: int = 4
-    base_steps: int = 640
-    base_lr: float = 4e-3
-    reference_steps: int = 200
+    base_steps: int = 1500
+    base_lr: float = 2e-3
+    reference_steps: int = 300
     """Further steps of the reference from the base, on the curated files."""
-    reference_lr: float = 2e-3
-    examples: int = 1280
+    reference_lr: float = 5e-4
+    examples: int = 1600
     """Sequences of the fine-tuning set."""
     noisy_share: float = 0.6
     """Share of the examples that carry noise."""
@@ -36,8 +36,9 @@ class Scale:
     """Share of a noisy example's tokens that are replaced by random ones."""
     idiom_share: float = 0.25
     """Share of the examples with the unsafe idiom planted."""
-    tuning_steps: int = 240
+    tuning_steps: int = 300
     tuning_lr: float = 1e-3
+    """Of 2.5e-4, 5e-4 and 1e-3 the one that left uniform weights with the lowest clean NLL."""
     tau: float = 0.1
     """Threshold of `prift_mass`: a light mask."""
     heldout: int = 256

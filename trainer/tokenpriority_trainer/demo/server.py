@@ -11,6 +11,7 @@ from contextlib import closing
 from pathlib import Path
 
 from tokenpriority import Client
+from tokenpriority.errors import ConnectionFailed
 from tokenpriority_trainer.demo.processes import Child, Children, wait_for
 from tokenpriority_trainer.demo.toml import write_toml
 
@@ -30,9 +31,20 @@ class Server:
         self.child: Child = children.start("server", ["serve", "--config", str(config)])
 
     def wait_until_ready(self) -> None:
-        """Return once /readyz says so. Raises ChildFailed if the server ends, TimeoutError after two minutes."""
+        """Return once /readyz says so.
+
+        Raises ChildFailed if the server ends, Unavailable if a model cannot be loaded, TimeoutError after two minutes.
+        """
         with closing(Client(self.url)) as client:
-            wait_for(client.ready, [self.child], seconds=_READY_SECONDS, what=f"the server at {self.url}")
+            wait_for(lambda: _ready(client), [self.child], seconds=_READY_SECONDS, what=f"the server at {self.url}")
+
+
+def _ready(client: Client) -> bool:
+    try:
+        client.wait_until_ready(timeout=0.5)
+    except ConnectionFailed:
+        return False
+    return True
 
 
 def _model(path: Path) -> dict[str, object]:
