@@ -14,12 +14,13 @@ from itertools import tee
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from tokenpriority.connection import Connection, Settings
-from tokenpriority.errors import ConnectionFailed, TooLarge, Unavailable
-from tokenpriority.exchange import Call, build_request, read, read_scores
+from tokenpriority.delivery import deliver
+from tokenpriority.errors import ConnectionFailed, NotFound, Unavailable
+from tokenpriority.exchange import Call, read
 from tokenpriority.pins import Pins
 from tokenpriority.progress import Advance, progress_bar
-from tokenpriority.schema import Limits, MethodInfo, MethodList, ModelInfo, ModelList, PriorityResponse
-from tokenpriority.scores import ScoreFailure, Scores
+from tokenpriority.schema import Limits, MethodInfo, MethodList, ModelInfo, ModelList
+from tokenpriority.scores import Scores
 from tokenpriority.sequences import MAX_TOKENS, Entry, Item, SequenceLike, encoded, grouped
 from tokenpriority.window import Errors, Result, ahead, both_halves, check_errors, gathered, handed_out
 
@@ -34,7 +35,11 @@ POLL_SECONDS = 0.25
 
 
 class AsyncClient:
-    """A scoring server, from within an event loop; one loop at a time. Surface and errors are those of `Client`."""
+    """A scoring server, from within an event loop. Surface and errors are those of `Client`.
+
+    One loop at a time: a call from another loop opens connections of its own. Close (`async with`, `aclose`) before a
+    loop ends: from another loop its connections cannot be closed, and they stay open until they are collected.
+    """
 
     def __init__(
         self,
@@ -64,7 +69,11 @@ class AsyncClient:
     ) -> list[Scores]:
         """Scores of each sequence, in order; see `Client.score`."""
         call = Call(model or self.model, method, params, signals, offsets)
-        groups = grouped(list(encoded(sequences)), self.group_tokens)
+        return await self.score_entries(list(encoded(sequences)), call)
+
+    async def score_entries(self, entries: list[Entry], call: Call) -> list[Scores]:
+        """`score` of sequences that are encoded already, by whichever thread the caller's iterable belongs to."""
+        groups = grouped(entries, self.group_tokens)
         parts = await gathered([self.ask(group, call) for group in groups])
         return both_halves([result for part in parts for result in part])
 
@@ -144,15 +153,18 @@ class AsyncClient:
         """Whether the server answers and its models are loaded; one attempt."""
         return await self._connect().ok("/readyz")
 
-    async def wait_until_ready(self, timeout: float) -> None:  # noqa: ASYNC109 -- as in the synchronous client
-        """Return once the server is ready; see `Client.wait_until_ready`."""
+    async def wait_until_ready(self, timeout: float, models: Iterable[str] | None = None) -> None:  # noqa: ASYNC109
+        """Return once the server, or these models of it, are ready; see `Client.wait_until_ready`."""
+        if isinstance(models, str):
+            raise TypeError(f"models: a list of names is expected, got the str {models!r}")
+        names = None if models is None else list(models)
         try:
             async with asyncio.timeout(timeout):
-                while not await self.ready():
-                    await self._refuse_broken_models()
+                while not (await self._server_ready() if names is None else await self._all_ready(names)):
                     await asyncio.sleep(POLL_SECONDS)
         except TimeoutError:
-            raise ConnectionFailed(f"{self.settings.url} was not ready within {timeout:g} seconds") from None
+            what = self.settings.url if names is None else f"{', '.join(names)} at {self.settings.url}"
+            raise ConnectionFailed(f"{what} was not ready within {timeout:g} seconds") from None
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -171,7 +183,10 @@ class AsyncClient:
     async def ask(self, entries: list[Entry], call: Call) -> list[Result]:
         """One result per entry, in order; equal sequences are sent once."""
         unique = {entry.key: entry for entry in entries if isinstance(entry, Item)}
-        results = dict(zip(unique, await self._post(list(unique.values()), call), strict=True)) if unique else {}
+        if not unique:
+            return [entry for entry in entries if not isinstance(entry, Item)]
+        items, retries = list(unique.values()), self.settings.retries
+        results = dict(zip(unique, await deliver(self._connect(), items, call, self._pins, retries), strict=True))
         return [replace(results[e.key], id=e.id) if isinstance(e, Item) else e for e in entries]
 
     async def aclose(self) -> None:
@@ -203,21 +218,6 @@ class AsyncClient:
                     yield result
                 position += len(results)
 
-    async def _post(self, items: list[Item], call: Call) -> list[Result]:
-        """One request, checked and pinned; what is too large for the server is sent in halves."""
-        try:
-            body = build_request(items, call)
-            reply = await self._connect().post("/v1/priorities", body, sum(item.tokens for item in items))
-        except TooLarge as error:
-            if len(items) == 1:
-                return [ScoreFailure(items[0].id, error)]
-            half = len(items) // 2
-            return await self._post(items[:half], call) + await self._post(items[half:], call)
-        response = read(reply.content, PriorityResponse, reply.headers.get("content-type", ""))
-        results = read_scores(response, items, call)
-        self._pins.check(response)
-        return results
-
     async def _get(self, path: str, kind: type[T]) -> T:
         reply = await self._connect().get(path)
         return read(reply.content, kind, reply.headers.get("content-type", ""))
@@ -228,8 +228,29 @@ class AsyncClient:
             self._connection = Connection(self.settings)
         return self._connection
 
-    async def _refuse_broken_models(self) -> None:
-        """Raises Unavailable if a model says that it will never be ready."""
-        for model in await self.models() if await self._connect().ok("/v1/models") else ():
-            if model.error is not None:
-                raise Unavailable(f"model {model.name!r}: {model.error}")
+    async def _all_ready(self, names: list[str]) -> bool:
+        """Whether the models of these names are loaded. Raises NotFound or Unavailable if one never will be."""
+        reply = await self._connect().probe("/v1/models")
+        if reply is None:
+            return False
+        listed = read(reply.content, ModelList, reply.headers.get("content-type", "")).models
+        known = {model.name: model for model in listed}
+        for name in names:
+            if name not in known:
+                raise NotFound(f"model: no model {name!r}; the server has {', '.join(known) or 'none'}")
+        _refuse_broken([known[name] for name in names])
+        return all(known[name].ready for name in names)
+
+    async def _server_ready(self) -> bool:
+        """Whether the server says so. Raises Unavailable if one of its models never will be."""
+        if await self.ready():
+            return True
+        _refuse_broken(await self.models() if await self._connect().ok("/v1/models") else [])
+        return False
+
+
+def _refuse_broken(models: list[ModelInfo]) -> None:
+    """Raises Unavailable if a model says that it will never be ready."""
+    for model in models:
+        if model.error is not None:
+            raise Unavailable(f"model {model.name!r}: {model.error}")

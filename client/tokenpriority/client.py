@@ -6,13 +6,14 @@ Knows how to hand a call over and wait for it. Everything else is in `async_clie
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, closing
-from functools import partial
 from itertools import tee
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from tokenpriority.async_client import AsyncClient
 from tokenpriority.background import Background, wait
+from tokenpriority.batches import batch_sequences
 from tokenpriority.exchange import Call
 from tokenpriority.prefetch import Prefetch
 from tokenpriority.progress import Advance, progress_bar
@@ -79,9 +80,9 @@ class Client:
         both halves, if some sequences were refused; ApiError if the call was; ConnectionFailed after all retries;
         ContractBroken or FingerprintChanged if the answer cannot be used.
         """
-        return self._background.run(
-            self._remote.score(sequences, method=method, params=params, signals=signals, model=model, offsets=offsets)
-        )
+        call = Call(model or self._remote.model, method, params, signals, offsets)
+        entries = list(encoded(sequences))  # in this thread: the iterable may be slow, or use this client
+        return self._background.run(self._remote.score_entries(entries, call))
 
     @overload
     def score_many(
@@ -132,8 +133,8 @@ class Client:
         self,
         loader: Iterable[B],
         *,
-        sequences: Callable[[B], Iterable[SequenceLike]],
-        method: str,
+        sequences: Callable[[B], Iterable[SequenceLike]] | None = None,
+        method: str = "uniform",
         params: Mapping[str, Any] | None = None,
         signals: Iterable[str] = (),
         model: str | None = None,
@@ -141,10 +142,17 @@ class Client:
     ) -> Prefetch[B]:
         """Iterate `(batch, scores of sequences(batch))` in the loader's order, at most `depth` batches ahead.
 
-        See `Prefetch`. Depth 8 keeps a trainer from waiting where scoring takes up to 0.7 of a training step.
+        Without `sequences` the batch itself is a list of sequences, or a mapping whose `input_ids` hold them as rows,
+        cut where `attention_mask` is 0; a batch of another kind raises TypeError. See `batch_sequences`, `Prefetch`.
+        Depth 8 keeps a trainer from waiting where scoring takes up to 0.7 of a training step.
         """
-        score = partial(self._remote.score, method=method, params=params, signals=tuple(signals), model=model)
-        return Prefetch(loader, lambda batch: self._background.submit(score(sequences(batch))), depth)
+        call = Call(model or self._remote.model, method, params, signals)
+        pick = batch_sequences if sequences is None else sequences
+
+        def begin(batch: B) -> Future[list[Scores]]:
+            return self._background.submit(self._remote.score_entries(list(encoded(pick(batch))), call))
+
+        return Prefetch(loader, begin, depth)
 
     def calibrate(
         self,
@@ -186,12 +194,13 @@ class Client:
         """Whether the server answers and its models are loaded; one attempt."""
         return self._background.run(self._remote.ready())
 
-    def wait_until_ready(self, timeout: float) -> None:
-        """Return once the server is ready.
+    def wait_until_ready(self, timeout: float, models: Iterable[str] | None = None) -> None:
+        """Return once the server is ready, or, with `models`, once those of these names are, whatever the others do.
 
-        Raises ConnectionFailed after `timeout` seconds; Unavailable at once if a model says it never will be.
+        Raises ConnectionFailed after `timeout` seconds; Unavailable at once if a model says it never will be, and, with
+        `models`, NotFound or another ApiError at once if waiting cannot help.
         """
-        self._background.run(self._remote.wait_until_ready(timeout))
+        self._background.run(self._remote.wait_until_ready(timeout, models))
 
     @property
     def fingerprints(self) -> dict[str, str]:

@@ -96,6 +96,22 @@ class Connection:
         except httpx.TransportError:
             return False
 
+    async def probe(self, path: str) -> httpx.Response | None:
+        """The 2xx answer to one attempt, None where another attempt may be answered. Raises ApiError where none will."""
+        try:
+            response = await self._http.get(path)
+        except httpx.TransportError:
+            return None
+        if response.is_success:
+            return response
+        if worth_retrying(response.status_code):
+            return None
+        raise read_error(response.status_code, response.headers, response.content)
+
+    async def pause(self, attempt: int, retry_after: float | None = None) -> None:
+        """Wait as long as is due after failed attempt number `attempt`, from 0."""
+        await self._sleep(next_delay(attempt, retry_after, self._rng))
+
     async def aclose(self) -> None:
         """Close the connections; idempotent."""
         await self._http.aclose()
@@ -118,7 +134,7 @@ class Connection:
                 if not worth_retrying(response.status_code) or attempt >= self._settings.retries:
                     raise refusal
                 retry_after = refusal.retry_after
-            await self._sleep(next_delay(attempt, retry_after, self._rng))
+            await self.pause(attempt, retry_after)
         raise AssertionError("the loop above ends by return or raise")
 
     def _unreachable(self, method: str, path: str, attempt: int, error: Exception) -> ConnectionFailed:

@@ -100,10 +100,10 @@ def read_scores(response: PriorityResponse, items: Sequence[Item], call: Call) -
 
 
 def _result(result: ResultItem, item: Item, call: Call) -> Scores | ScoreFailure:
+    _promise(result.id == item.id, item, f"its result has the id {result.id!r}: results are out of order")
     if isinstance(result.error, ErrorBody):
         error = error_class(result.error.type, InvalidSequence.status)
         return ScoreFailure(item.id, error(result.error.message, request_id=result.error.request_id))
-    _promise(result.id == item.id, item, f"its result has the id {result.id!r}: results are out of order")
     token_ids = _token_ids(result, item)
     length = len(token_ids)
     signals = result.signals if isinstance(result.signals, dict) else {}

@@ -10,10 +10,12 @@ either format (in JSON the binary form is base64).
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
+
+from tokenpriority.evidence import SIGNALS
 
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
 Ids = bytes | list[Annotated[int, Meta(ge=0, lt=2**32)]]
@@ -37,7 +39,7 @@ class Span(_Struct):
     start: Annotated[int, Meta(ge=0)]
     end: Annotated[int, Meta(ge=1)]
     priority: Annotated[float, Meta(ge=-100.0, le=100.0)]
-    unit: Literal["token", "char"] | UnsetType = UNSET
+    unit: Annotated[str, Meta(extra_json_schema={"enum": ["token", "char"]})] | UnsetType = UNSET
     message: Annotated[int, Meta(ge=0)] | UnsetType = UNSET
 
 
@@ -66,7 +68,8 @@ class MethodCall(_Struct):
     params: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
-SignalName = Literal["entropy", "top1_logprob", "rank", "mass_above", "mass_tied"]
+SignalName = Annotated[str, Meta(extra_json_schema={"enum": list(SIGNALS)})]
+"""One of `evidence.SIGNALS`; what a model does not give is refused by name."""
 
 
 class PriorityRequest(_Struct):

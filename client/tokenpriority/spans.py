@@ -16,7 +16,7 @@ from msgspec import UNSET
 
 from tokenpriority.arrays import Array, Namespace
 from tokenpriority.chat import Content, Render, locate
-from tokenpriority.errors import InvalidSequence
+from tokenpriority.errors import InvalidSequence, shown
 from tokenpriority.schema import Message, Span
 
 Labels = np.ndarray[Any, np.dtype[np.float32]]
@@ -64,6 +64,8 @@ def span_labels(spans: Sequence[Span], length: int, surface: Surface | None) -> 
         if span.end <= span.start:
             raise InvalidSequence(f"spans[{number}].end: must be greater than start {span.start}, got {span.end}")
         unit = span.unit if span.unit is not UNSET else ("token" if surface is None else "char")
+        if unit not in ("token", "char"):
+            raise InvalidSequence(f"spans[{number}].unit: must be 'token' or 'char', got {shown(unit)}")
         if unit == "token":
             out[_tokens(number, span, length)] = span.priority
         else:

@@ -25,17 +25,22 @@ U1 = np.dtype("u1")
 
 _LIBRARY: dict[str, Any] = {JSON: msgspec.json, MSGPACK: msgspec.msgpack}
 _BROKEN = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-_PATH = re.compile(r"^(?P<what>.*?)(?: - at `\$(?P<path>[^`]*)`)?$", re.DOTALL)
+_PATH = re.compile(r"^(?P<what>.*?)(?: - at (?:`key` in )?`\$(?P<path>[^`]*)`)?$", re.DOTALL)
 _STEP = re.compile(r"\.(\w+)|\[(\d+)\]|\[\.\.\.\]")
 
 
-def decode(body: bytes | memoryview | msgspec.Raw, kind: type[T], media_type: str = MSGPACK) -> T:
-    """Read a body as `kind`. Raises MalformedBody (not the format) or InvalidRequest (not the contract)."""
+def decode(
+    body: bytes | memoryview | msgspec.Raw, kind: type[T], media_type: str = MSGPACK, *, what: str = "body"
+) -> T:
+    """Read a body as `kind`. Raises MalformedBody (not the format) or InvalidRequest (not the contract).
+
+    `what` is what errors call the whole of it.
+    """
     library = _LIBRARY[media_type]
     try:
         value: T = library.decode(body, type=kind)
     except msgspec.ValidationError as error:
-        raise InvalidRequest(_explain(str(error), _generic(body, media_type))) from None
+        raise InvalidRequest(_explain(str(error), _generic(body, media_type), kind, what)) from None
     except _BROKEN as error:
         raise MalformedBody(f"the body is not valid {media_type}: {error}") from None
     return value
@@ -84,14 +89,19 @@ def _generic(body: bytes | memoryview | msgspec.Raw, media_type: str) -> Any:
         raise MalformedBody(f"the body is not valid {media_type}: {error}") from None
 
 
-def _explain(message: str, value: Any) -> str:
-    """Add the field and the offending value to msgspec's complaint, which names the type and the limit."""
+def _explain(message: str, value: Any, kind: Any, whole: str) -> str:
+    """Add the field, the offending value and the known fields to msgspec's complaint, which names type and limit."""
     match = _PATH.match(message)
     path = (match and match["path"]) or ""
     what = (match and match["what"]) or message
-    field = path.removeprefix(".") or "body"
+    field = path.removeprefix(".") or whole
+    if what.startswith("Object contains unknown field") and not path:
+        return f"{field}: {what}; known fields: {', '.join(kind.__struct_encode_fields__)}"
     if "[...]" in path or what.startswith("Object"):
         return f"{field}: {what}"
-    for key, index in _STEP.findall(path):
-        value = value[key] if key else value[int(index)]
+    try:
+        for key, index in _STEP.findall(path):
+            value = value[key] if key else value[int(index)]
+    except (KeyError, IndexError, TypeError):
+        return f"{field}: {what}"  # a key stands twice: the path is of another value than the last one
     return f"{field}: {what}, got {shown(value)}"

@@ -116,4 +116,9 @@ class Door:
                 raise InvalidParameter(
                     f"method.params.base: {name!r} must have the {what} of {model.name!r}, {first!r}, got {second!r}"
                 )
+        if base.engine.info.fingerprint == model.engine.info.fingerprint:
+            raise InvalidParameter(
+                f"method.params.base: must have other weights than the request's model, but {name!r} and "
+                f"{model.name!r} have one fingerprint: every score would be 0 and the ranking arbitrary"
+            )
         return base

@@ -60,13 +60,13 @@ class _Identified(msgspec.Struct):
 def parse_item(index: int, raw: msgspec.Raw, media_type: str) -> tuple[ItemId, SequenceItem] | Refused:
     """One sequence as it was sent, with its id (default its index in the request)."""
     try:
-        item = wire.decode(raw, SequenceItem, media_type)
+        item = wire.decode(raw, SequenceItem, media_type, what="sequence")
         return _item_id(index, item.id), item
     except ApiError as error:
         try:
-            return Refused(_item_id(index, wire.decode(raw, _Identified, media_type).id), error)
+            return _refused(_item_id(index, wire.decode(raw, _Identified, media_type).id), error)
         except ApiError:
-            return Refused(index, error)
+            return _refused(index, error)
 
 
 def _item_id(index: int, value: ItemId | UnsetType) -> ItemId:
@@ -93,7 +93,7 @@ def check_item(id_: ItemId, item: SequenceItem, *, models: list[Model], offsets:
         if surface is not None and surface.offsets is None:
             raise InvalidSequence("offsets: need a fast tokenizer, which this model has not")
     except ApiError as error:
-        return Refused(id_, error)
+        return _refused(id_, error)
     return Sequence(
         id=id_,
         token_ids=tokens.ids,
@@ -102,6 +102,11 @@ def check_item(id_: ItemId, item: SequenceItem, *, models: list[Model], offsets:
         labels=labels,
         surface=surface,
     )
+
+
+def _refused(id_: ItemId, error: ApiError) -> Refused:
+    """Whatever is wrong with one sequence is an InvalidSequence, wherever it was found."""
+    return Refused(id_, InvalidSequence(error.message))
 
 
 def _form(item: SequenceItem) -> str:

@@ -228,6 +228,8 @@ def test_broken_evidence_is_an_error_where_it_is_wanted_and_only_there(name: str
         ("prift_mass", {"tau": 1.5}, ["method.params.tau", "less than or equal to 1", "1.5"]),
         ("prift_mass", {"tau": float("nan")}, ["method.params.tau", "finite"]),
         ("prift_mass", {"tua": 0.5}, ["method.params.tua", "tau, ties, source"]),
+        ("prift_mass", {"tau": "0.5"}, ["method.params.tau", "valid number", "'0.5'"]),
+        ("prift_mass", {"tau": True}, ["method.params.tau", "valid number", "True"]),
         ("prift_mass", {"ties": "loose"}, ["method.params.ties", "'strict' or 'inclusive'", "loose"]),
         ("token_cleaning", {"keep": 0}, ["method.params.keep", "greater than 0", "0"]),
         ("token_cleaning", {"scope": "dataset"}, ["threshold", "calibrate"]),

@@ -89,6 +89,7 @@ TALK = Surface(render(CHAT), characters(render(CHAT)), Conversation(CHAT, render
         (Span(start=0, end=7, priority=1), None, "has 6 tokens, got 7"),
         (Span(start=0, end=7, priority=1), SURFACE, "has 6 characters, got 7"),
         (Span(start=0, end=1, priority=1, unit="char"), None, "must be 'token', got 'char'"),
+        (Span(start=0, end=1, priority=1, unit="word"), None, "must be 'token' or 'char', got 'word'"),
         (Span(start=0, end=1, priority=1, message=0), None, "unit 'char' only, got 0"),
         (Span(start=0, end=1, priority=1, message=0), SURFACE, "messages only, got 0"),
         (Span(start=0, end=1, priority=1), Surface("abc", None), "fast tokenizer"),

@@ -42,9 +42,10 @@ def test_truncated_array_is_refused() -> None:
     ("body", "words"),
     [
         ({"sequences": []}, ["sequences", "length >= 1", "[]"]),
-        ({"sequences": [{}], "modell": "x"}, ["unknown field `modell`"]),
+        ({"sequences": [{}], "modell": "x"}, ["unknown field `modell`", "known fields: sequences, model"]),
         ({"sequences": [{}], "model": 3}, ["model", "`str`", "3"]),
-        ({"sequences": [{}], "signals": ["entropy", "entropi"]}, ["signals[1]", "entropi"]),
+        ({"sequences": [{}], "signals": ["entropy", 5]}, ["signals[1]", "`str`", "5"]),
+        ({"sequences": [{}], "method": {"name": "a", "extra": 1}}, ["method", "unknown field `extra`"]),
         ({"sequences": [{}], "method": {"name": ""}}, ["method.name", "length >= 1"]),
         ({}, ["missing required field `sequences`"]),
         ([1], ["body", "`object`"]),
@@ -55,6 +56,24 @@ def test_envelope_errors(media_type: str, body: Any, words: list[str]) -> None:
         wire.decode(wire.encode(body, media_type), RequestEnvelope, media_type)
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"sequences":[{"text":"a"}],"method":{"name":5},"method":3}',
+        b'{"sequences":[{"text":"a"}],"signals":["a",1],"signals":[]}',
+        b'{"sequences":[{"text":"a"}],"model":5,"model":"x"}',
+    ],
+)
+def test_a_key_that_stands_twice_is_an_error_of_the_client(body: bytes) -> None:
+    with pytest.raises(InvalidRequest, match="Expected"):
+        wire.decode(body, RequestEnvelope, wire.JSON)
+
+
+def test_a_msgpack_key_that_is_no_string_names_the_field() -> None:
+    with pytest.raises(InvalidRequest, match=r"^sequence: Expected `str`, got `int`"):
+        wire.decode(msgspec.msgpack.encode({1: 2}), SequenceItem, what="sequence")
 
 
 @pytest.mark.parametrize("media_type", [wire.JSON, wire.MSGPACK])

@@ -14,7 +14,7 @@ from tokenpriority import Client, FingerprintChanged, methods, schema, wire
 from tokenpriority.evidence import SIGNALS
 
 IDS = [72, 105, 32, 116, 104, 101, 114, 101]
-OPTIONAL = ["entropy", "top1_logprob", "rank", "mass_above", "mass_tied"]
+OPTIONAL = ["logprob", "entropy", "top1_logprob", "rank", "mass_above", "mass_tied"]
 
 
 def strip(value: Any) -> Any:

@@ -57,8 +57,7 @@ ENVELOPE: dict[str, tuple[Any, int, str, list[str]]] = {
         {"sequences": [GOOD], "method": {"name": "token_cleaning", "params": {"base": "reference"}}},
         422, "invalid_parameter", ["method.params.base", "another model", "'reference'"],
     ),
-    "unknown signal": ({"sequences": [GOOD], "signals": ["mood"]}, 422, "invalid_request", ["signals[0]", "'mood'"]),
-    "logprob is no signal": ({"sequences": [GOOD], "signals": ["logprob"]}, 422, "invalid_request", ["signals[0]"]),
+    "unknown signal": ({"sequences": [GOOD], "signals": ["mood"]}, 422, "invalid_request", ["signals[0]", "logprob, entropy", "'mood'"]),
 }  # fmt: skip
 
 ITEMS: dict[str, tuple[dict[str, Any], str, list[str]]] = {
@@ -70,26 +69,26 @@ ITEMS: dict[str, tuple[dict[str, Any], str, list[str]]] = {
         {"prompt": "a", "completion": TALK}, "invalid_sequence", ["completion", "same kind"],
     ),
     "empty completion": ({"prompt": "ab", "completion": ""}, "invalid_sequence", ["completion", "no token"]),
-    "unknown field": ({"token_ids": [1], "colour": 1}, "invalid_request", ["colour"]),
-    "text of a wrong type": ({"text": 5}, "invalid_request", ["text", "`str`", "5"]),
+    "unknown field": ({"token_ids": [1], "colour": 1}, "invalid_sequence", ["colour"]),
+    "text of a wrong type": ({"text": 5}, "invalid_sequence", ["text", "`str`", "5"]),
     "id out of vocabulary": (
         {"token_ids": [1, 2, 70_000]}, "invalid_sequence", ["token_ids[2]", "70000", "vocabulary size"],
     ),
-    "negative id": ({"token_ids": [1, -2]}, "invalid_request", ["token_ids[1]", "-2", ">= 0"]),
-    "id over 32 bits": ({"token_ids": [2**40]}, "invalid_request", ["token_ids[0]", str(2**40), "4294967295"]),
-    "float id": ({"token_ids": [1.5]}, "invalid_request", ["token_ids[0]", "1.5"]),
+    "negative id": ({"token_ids": [1, -2]}, "invalid_sequence", ["token_ids[1]", "-2", ">= 0"]),
+    "id over 32 bits": ({"token_ids": [2**40]}, "invalid_sequence", ["token_ids[0]", str(2**40), "4294967295"]),
+    "float id": ({"token_ids": [1.5]}, "invalid_sequence", ["token_ids[0]", "1.5"]),
     "empty token_ids": ({"token_ids": []}, "invalid_sequence", ["token_ids", "at least 1", "got 0"]),
     "over-long": ({"token_ids": [1] * 5000}, "invalid_sequence", ["token_ids", "max_model_len", "got 5000"]),
     "over-long text": ({"text": "a " * 9000}, "invalid_sequence", ["text", "max_model_len", "got"]),
     "mask too short": ({"token_ids": [1, 2, 3], "mask": [1, 1]}, "invalid_sequence", ["mask", "3", "got 2"]),
-    "mask of a wrong value": ({"token_ids": [1], "mask": [2]}, "invalid_request", ["mask[0]", "<= 1", "2"]),
+    "mask of a wrong value": ({"token_ids": [1], "mask": [2]}, "invalid_sequence", ["mask[0]", "<= 1", "2"]),
     "mask and score_from": (
         {"token_ids": [1], "mask": [1], "score_from": 0}, "invalid_sequence", ["mask", "score_from", "both"],
     ),
     "score_from beyond the end": (
         {"token_ids": [1, 2], "score_from": 3}, "invalid_sequence", ["score_from", "at most", "2", "got 3"],
     ),
-    "negative score_from": ({"token_ids": [1], "score_from": -1}, "invalid_request", ["score_from", ">= 0", "-1"]),
+    "negative score_from": ({"token_ids": [1], "score_from": -1}, "invalid_sequence", ["score_from", ">= 0", "-1"]),
     "token span outside": (
         {"token_ids": [1, 2], "spans": [{"start": 0, "end": 1, "priority": 1}, {"start": 1, "end": 9, "priority": 1}]},
         "invalid_sequence", ["spans[1].end", "2 tokens", "got 9"],
@@ -104,7 +103,7 @@ ITEMS: dict[str, tuple[dict[str, Any], str, list[str]]] = {
     ),
     "span priority out of range": (
         {"text": "abc", "spans": [{"start": 0, "end": 2, "priority": -101}]},
-        "invalid_request", ["spans[0].priority", "-100", "-101"],
+        "invalid_sequence", ["spans[0].priority", "-100", "-101"],
     ),
     "too many spans": (
         {"token_ids": [1], "spans": [{"start": 0, "end": 1, "priority": 1}] * 4097},

@@ -75,11 +75,13 @@ def test_the_same_sequence_twice_is_computed_once_and_widely(serve: Any, probe: 
         assert results[0]["logprobs"][7:] == results[1]["logprobs"][7:]
 
 
-def test_two_names_of_equal_weights(serve: Any, make_probe: Callable[..., Any]) -> None:
+def test_equal_weights_under_two_names_are_refused(serve: Any, make_probe: Callable[..., Any]) -> None:
+    """Under one model every excess is 0, and a ranking of zeros would be by position: an error, not a mask."""
     with serve({name: make_probe(FakeEngine()) for name in ("reference", "base")}) as server:
-        call = {"name": "token_cleaning", "params": {"keep": 0.5}}
-        result = server.score({"token_ids": list(range(9))}, method=call)[0]
-        assert result["priorities"] == [0, 1, 1, 1, 1, 0, 0, 0, 0]
+        body = {"sequences": [{"token_ids": list(range(9))}], "method": {"name": "token_cleaning"}}
+        response = server.post(body)
+        assert response.status_code == 422
+        assert "'base' and 'reference' have one fingerprint" in response.json()["error"]["message"]
 
 
 def test_overload_is_refused_at_once_with_the_time_to_come_back(
@@ -210,7 +212,8 @@ def test_a_signal_the_engine_lacks(serve: Any, probe: Any) -> None:
             return rows
 
     with serve({"reference": LogprobsOnly(probe.inner)}) as server:
-        assert server.score({"token_ids": [1, 2]}, method={"name": "prift_prob"})[0]["priorities"][1] > 0
+        priorities = server.score({"token_ids": list(range(40))}, method={"name": "prift_prob"})[0]["priorities"]
+        assert max(priorities) > 0
         result = server.score({"token_ids": [1, 2]}, method={"name": "prift_mass"})[0]
         assert "mass_above" in result["error"]["message"]
         response = server.post({"sequences": [{"token_ids": [1, 2]}], "signals": ["rank"]})

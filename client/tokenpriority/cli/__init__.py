@@ -20,8 +20,9 @@ def main() -> None:
     """Run the command line; the entry point of the console script."""
     try:
         from tokenpriority.cli.app import app
-    except ModuleNotFoundError as error:
-        if error.name not in ("typer", "rich"):
+
+        app()
+    except ModuleNotFoundError as error:  # while it runs too: only `score` needs pyarrow
+        if error.name not in ("typer", "rich", "pyarrow"):
             raise
         sys.exit(f'The command line needs {error.name}: pip install "tokenpriority[cli]"')
-    app()

@@ -46,12 +46,13 @@ class Parts:
         )
         self.complete = out.exists()
         """Whether the job was already finished. Raises OtherJob if what is there belongs to another one."""
+        self._parts = [] if self.complete else sorted(self._folder.glob("*.parquet"))
         if self.complete:
             self._must_match((parquet.read_schema(out).metadata or {}).get(_JOB, b"{}").decode(), out)
-        self._parts = sorted(self._folder.glob("*.parquet"))
-        if self._parts:
+            self._remove_leftover()
+        elif self._parts:
             self._must_match((self._folder / "job.json").read_text("utf-8"), self._folder)
-        elif not self.complete:
+        else:
             self._folder.mkdir(parents=True, exist_ok=True)
             (self._folder / "job.json").write_text(self._job, "utf-8")
 
@@ -82,6 +83,14 @@ class Parts:
         partial.replace(self.out)
         shutil.rmtree(self._folder)
         return rows, failed
+
+    def _remove_leftover(self) -> None:
+        """Remove the parts a kill left beside the whole file; its job.json may be removed already."""
+        job = self._folder / "job.json"
+        if job.exists():
+            self._must_match(job.read_text("utf-8"), self._folder)
+        if self._folder.exists():
+            shutil.rmtree(self._folder)
 
     def _end_part(self) -> None:
         """Write the rows at hand as a part: whole and on the disk, or not there."""

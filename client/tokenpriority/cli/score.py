@@ -14,21 +14,22 @@ import typer
 from tokenpriority.cli.parts import Parts
 from tokenpriority.cli.rows import Rows
 from tokenpriority.client import Client
-from tokenpriority.errors import NotFound, Unavailable
+from tokenpriority.errors import ConnectionFailed
 from tokenpriority.exchange import Call
 from tokenpriority.methods import METHODS
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
+QUIET_SECONDS = 1.0
+READY_SECONDS = 120.0
+"""How long to wait for the models the call reads: first without a word, then saying so."""
 
 
 def score_file(source: Path, out: Path, call: Call, *, url: str, api_key: str | None) -> int:
     """Score every row, going on where an earlier run was stopped; the exit status."""
     rows = Rows(source)
     with Client(url, api_key=api_key, model=call.model) as client:
-        if not client.ready():
-            typer.echo(f"waiting for {url}", err=True)
-        fingerprints = model_fingerprints(client, call)
+        fingerprints = model_fingerprints(client, call, url)
         client.pin(fingerprints)
         parts = Parts(out, describe_job(rows, call, client, fingerprints), call.signals)
         if parts.complete:
@@ -65,16 +66,16 @@ def describe_job(rows: Rows, call: Call, client: Client, fingerprints: dict[str,
     }
 
 
-def model_fingerprints(client: Client, call: Call) -> dict[str, str]:
-    """Fingerprint of each model the call reads. Raises NotFound or Unavailable."""
-    known = {model.name: model for model in client.models()}
+def model_fingerprints(client: Client, call: Call, url: str) -> dict[str, str]:
+    """Fingerprint of each model the call reads, once they are loaded. Raises as `Client.wait_until_ready`."""
     names = [call.model]
     if call.method in METHODS:
         base = getattr(METHODS[call.method].parse(call.params), "base", None)
         names += [base] if base else []
-    for name in names:
-        if name not in known:
-            raise NotFound(f"model: no model {name!r}; the server has {', '.join(known) or 'none'}")
-        if not known[name].ready:
-            raise Unavailable(f"model {name!r} is not ready" + (f": {known[name].error}" if known[name].error else ""))
-    return {name: known[name].fingerprint for name in names}
+    try:
+        client.wait_until_ready(QUIET_SECONDS, names)
+    except ConnectionFailed:
+        typer.echo(f"waiting for {', '.join(names)} at {url}", err=True)
+        client.wait_until_ready(READY_SECONDS, names)
+    known = {model.name: model.fingerprint for model in client.models()}
+    return {name: known[name] for name in names}

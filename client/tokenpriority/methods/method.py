@@ -28,9 +28,9 @@ Negatives = Literal["unlikelihood", "ascent"]
 
 
 class Params(BaseModel):
-    """Base of every method's parameters: unknown names and out-of-range values are errors."""
+    """Base of every method's parameters: unknown names, wrong types and out-of-range values are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ class Method:
             known = ", ".join(self.params.model_fields) or "none"
             hint = f" (parameters of {self.name}: {known})" if first["type"] == "extra_forbidden" else ""
             got = "" if first["type"].endswith("missing") else f", got {shown(first['input'])}"
-            raise InvalidParameter(f"{name}: {first['msg']}{got}{hint}") from None
+            raise InvalidParameter(f"{name}: {first['msg'].removeprefix('Value error, ')}{got}{hint}") from None
 
     def needs(self, params: Params) -> tuple[Role, ...]:
         """The roles whose evidence these parameters read."""

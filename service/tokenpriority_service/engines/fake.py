@@ -3,9 +3,9 @@
 Knows a closed form that is a true distribution over the vocabulary at every position, so that everything downstream
 can be tried, tested and timed on coherent numbers. Knows nothing of language.
 
-The form: a hash of the tokens before a position picks a shape and a rotation. A token's place is its id rotated by
-that much; places fall into levels of g = 1 or 2 tied tokens, and each token of level j has probability proportional to
-exp(-c j), with c and g of the shape.
+The form: a hash of the model's name and of the tokens before a position picks a shape and a rotation. A token's place
+is its id rotated by that much; places fall into levels of g = 1 or 2 tied tokens, and each token of level j has
+probability proportional to exp(-c j), with c and g of the shape.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _ONE, _STEP, _MIX = np.uint32(1), np.uint32(0x9E3779B2), np.uint32(0x85EBCA6B)
 
 
 class FakeEngine:
-    """A deterministic function of token ids in the shape of an engine.
+    """A deterministic function of token ids in the shape of an engine; another `model` name is another function.
 
     `vocab_size` is even and at least that of the byte-level tokenizer, which serves text and messages if transformers
     is installed. Each call of `score` takes at least `delay` seconds. `fail` is asked of every job and may name the
@@ -63,7 +63,8 @@ class FakeEngine:
         self._fail = fail
         self._table = _table(vocab_size)
         self._closed = False
-        digest = hashlib.blake2b(f"fake {VERSION} {vocab_size}".encode(), digest_size=16)
+        digest = hashlib.blake2b(f"fake {VERSION} {vocab_size} {model}".encode(), digest_size=16)
+        self._salt = np.frombuffer(digest.digest()[:4], "<u4")
         self._info = EngineInfo(
             engine="fake",
             model=model,
@@ -128,6 +129,7 @@ class FakeEngine:
         context = np.cumsum(own, dtype=np.uint32)
         context -= own
         context -= np.repeat(context[starts], lengths)
+        context += self._salt
         context ^= context >> np.uint32(16)
         context *= _MIX
         context ^= context >> np.uint32(15)

@@ -122,8 +122,9 @@ def test_a_delayed_engine_answers_after_a_prompt_one() -> None:
 
 
 def test_fingerprints_follow_what_moves_numbers() -> None:
-    same = FakeEngine(model="other", max_model_len=100, delay=1.0).info.fingerprint
+    same = FakeEngine(max_model_len=100, delay=1.0).info.fingerprint
     assert same == ENGINE.info.fingerprint
+    assert FakeEngine(model="other").info.fingerprint != same
     assert FakeEngine(vocab_size=1000).info.fingerprint != same
 
 

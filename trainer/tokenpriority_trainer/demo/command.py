@@ -22,8 +22,6 @@ def demo(
     ),
 ) -> None:
     """Train small models on real text and compare uniform, positive and signed priorities from a real server."""
-    # Must be set before torch is loaded: threads that spin while they wait take the core the others need.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ["no_proxy"] = "127.0.0.1"  # the server is on this machine, whatever proxy is configured
     from rich.console import Console
 

@@ -53,7 +53,7 @@ def fit(model: LlamaForCausalLM, rows: Ids, *, steps: int, batch: int, lr: float
     model.train()
     for step in range(steps):
         ids = torch.from_numpy(rows[order[step * batch : (step + 1) * batch]])
-        logits = model(input_ids=ids).logits[:, :-1]
+        logits = model(input_ids=ids[:, :-1]).logits
         loss = functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
