@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from tokenpriority.connection import Connection, Settings
 from tokenpriority.delivery import deliver
-from tokenpriority.errors import ConnectionFailed, NotFound, Unavailable
+from tokenpriority.errors import ConnectionFailed
 from tokenpriority.exchange import Call, read
 from tokenpriority.pins import Pins
 from tokenpriority.progress import Advance, progress_bar
+from tokenpriority.readiness import until_ready
 from tokenpriority.schema import Limits, MethodInfo, MethodList, ModelInfo, ModelList
 from tokenpriority.scores import Scores
 from tokenpriority.sequences import MAX_TOKENS, Entry, Item, SequenceLike, encoded, grouped
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from tokenpriority.calibration import Calibration
 
 T = TypeVar("T")
-
-POLL_SECONDS = 0.25
 
 
 class AsyncClient:
@@ -160,8 +159,7 @@ class AsyncClient:
         names = None if models is None else list(models)
         try:
             async with asyncio.timeout(timeout):
-                while not (await self._server_ready() if names is None else await self._all_ready(names)):
-                    await asyncio.sleep(POLL_SECONDS)
+                await until_ready(self._connect(), names)
         except TimeoutError:
             what = self.settings.url if names is None else f"{', '.join(names)} at {self.settings.url}"
             raise ConnectionFailed(f"{what} was not ready within {timeout:g} seconds") from None
@@ -227,30 +225,3 @@ class AsyncClient:
         if self._connection is None or self._connection.loop is not asyncio.get_running_loop():
             self._connection = Connection(self.settings)
         return self._connection
-
-    async def _all_ready(self, names: list[str]) -> bool:
-        """Whether the models of these names are loaded. Raises NotFound or Unavailable if one never will be."""
-        reply = await self._connect().probe("/v1/models")
-        if reply is None:
-            return False
-        listed = read(reply.content, ModelList, reply.headers.get("content-type", "")).models
-        known = {model.name: model for model in listed}
-        for name in names:
-            if name not in known:
-                raise NotFound(f"model: no model {name!r}; the server has {', '.join(known) or 'none'}")
-        _refuse_broken([known[name] for name in names])
-        return all(known[name].ready for name in names)
-
-    async def _server_ready(self) -> bool:
-        """Whether the server says so. Raises Unavailable if one of its models never will be."""
-        if await self.ready():
-            return True
-        _refuse_broken(await self.models() if await self._connect().ok("/v1/models") else [])
-        return False
-
-
-def _refuse_broken(models: list[ModelInfo]) -> None:
-    """Raises Unavailable if a model says that it will never be ready."""
-    for model in models:
-        if model.error is not None:
-            raise Unavailable(f"model {model.name!r}: {model.error}")

@@ -79,10 +79,13 @@ class Connection:
             transport=settings.transport,
         )
 
-    async def post(self, path: str, body: bytes, tokens: int) -> httpx.Response:
-        """A 2xx answer to a body that costs `tokens`; waits for room first and keeps it through all retries."""
+    async def post(self, path: str, body: bytes, tokens: int, failed: int = 0) -> httpx.Response:
+        """A 2xx answer to a body that costs `tokens`; waits for room first and keeps it through all retries.
+
+        `failed` attempts at what it asks for were made before, and count.
+        """
         async with self._tokens.hold(tokens), self._requests:
-            return await self._send("POST", path, body)
+            return await self._send("POST", path, body, failed)
 
     async def get(self, path: str) -> httpx.Response:
         """A 2xx answer."""
@@ -97,7 +100,7 @@ class Connection:
             return False
 
     async def probe(self, path: str) -> httpx.Response | None:
-        """The 2xx answer to one attempt, None where another attempt may be answered. Raises ApiError where none will."""
+        """The 2xx answer to one attempt; None where another may be answered. Raises ApiError where none will."""
         try:
             response = await self._http.get(path)
         except httpx.TransportError:
@@ -116,10 +119,10 @@ class Connection:
         """Close the connections; idempotent."""
         await self._http.aclose()
 
-    async def _send(self, method: str, path: str, body: bytes | None = None) -> httpx.Response:
+    async def _send(self, method: str, path: str, body: bytes | None = None, failed: int = 0) -> httpx.Response:
         """Send until answered. Raises ApiError (what the server said last) or ConnectionFailed."""
         headers = {"content-type": wire.MSGPACK} if body is not None else None
-        for attempt in itertools.count():
+        for attempt in itertools.count(failed):
             retry_after = None
             try:
                 response = await self._http.request(method, path, content=body, headers=headers)

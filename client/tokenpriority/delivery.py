@@ -25,15 +25,15 @@ async def deliver(connection: Connection, items: list[Item], call: Call, pins: P
     Items that failed through a fault of the server (status >= 500) are sent again, they alone, up to `retries` times
     after the delays of `retry.next_delay`; what then still fails is that item's failure. Raises as `Client.score`.
     """
-    results = await _post(connection, items, call, pins)
+    results = await _post(connection, items, call, pins, 0)
     for attempt in range(retries):
         faulty = [number for number, result in enumerate(results) if _is_fault(result)]
         if not faulty:
             break
         await connection.pause(attempt)
         try:
-            answered = await _post(connection, [items[number] for number in faulty], call, pins)
-        except ApiError as error:  # of the whole request, after retries of its own; the other items keep their scores
+            answered = await _post(connection, [items[n] for n in faulty], call, pins, attempt + 1)
+        except ApiError as error:  # of all that was sent again, after the retries left; the others keep their scores
             if error.status < SERVER_FAULT:
                 raise
             return [ScoreFailure(r.id, error) if _is_fault(r) else r for r in results]
@@ -46,18 +46,18 @@ def _is_fault(result: Result) -> bool:
     return isinstance(result, ScoreFailure) and result.error.status >= SERVER_FAULT
 
 
-async def _post(connection: Connection, items: list[Item], call: Call, pins: Pins) -> list[Result]:
-    """One request, checked and pinned; what is too large for the server is sent in halves."""
+async def _post(connection: Connection, items: list[Item], call: Call, pins: Pins, failed: int) -> list[Result]:
+    """One request, checked and pinned; what is too large for the server is sent in halves. `failed` attempts count."""
     try:
         body = build_request(items, call)
-        reply = await connection.post("/v1/priorities", body, sum(item.tokens for item in items))
+        reply = await connection.post("/v1/priorities", body, sum(item.tokens for item in items), failed)
     except TooLarge as error:
         if len(items) == 1:
             return [ScoreFailure(items[0].id, error)]
         half = len(items) // 2
         return [
-            *await _post(connection, items[:half], call, pins),
-            *await _post(connection, items[half:], call, pins),
+            *await _post(connection, items[:half], call, pins, failed),
+            *await _post(connection, items[half:], call, pins, failed),
         ]
     response = read(reply.content, PriorityResponse, reply.headers.get("content-type", ""))
     results = read_scores(response, items, call)

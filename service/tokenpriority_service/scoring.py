@@ -183,7 +183,9 @@ def _raise_if_all_failed(known: list[list[Known] | None]) -> None:
     errors = [[k.rows for k in row or () if isinstance(k.rows, ApiError) and k.rows.status >= 500] for row in known]
     if all(errors):
         first = errors[0][0]
-        raise type(first)(f"all {len(errors)} sequences failed; the first: {first.message}")
+        raise type(first)(
+            f"all {len(errors)} sequences failed; the first: {first.message}", retry_after=first.retry_after
+        )
 
 
 def _score(draft: Draft, sequence: Sequence, known: list[Known]) -> Scored:

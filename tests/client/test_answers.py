@@ -109,6 +109,12 @@ NAN = float("nan")
 BROKEN: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (lambda answer: answer["results"].pop(), "number of results: asked for 2, the server answered 1"),
     (lambda answer: answer["results"].reverse(), "results are out of order"),
+    (
+        lambda answer: answer["results"].__setitem__(
+            0, {"id": 1, "error": {"type": "invalid_sequence", "message": "no"}}
+        ),
+        "sequence 0: its result has the id 1: results are out of order",
+    ),
     (lambda answer: answer["model"].update(name="other"), "model: asked for 'reference', the server answered 'other'"),
     (lambda answer: answer["method"].update(name="dft"), "method: asked for 'uniform', the server answered 'dft'"),
     (lambda answer: answer.pop("results"), "not a PriorityResponse: .*results"),

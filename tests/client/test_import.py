@@ -79,6 +79,19 @@ def test_the_command_line_says_what_to_install() -> None:
     assert done.stderr == 'The command line needs typer: pip install "tokenpriority[cli]"\n'
 
 
+def test_scoring_a_file_says_what_to_install() -> None:
+    program = f"""
+        import sys
+        sys.modules["pyarrow"] = None  # as if it were not installed
+        sys.argv = ["tokenpriority", "score", {__file__!r}, "--out", "never-written.parquet"]
+        from tokenpriority.cli import main
+        main()
+    """
+    done = run(program)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == 'The command line needs pyarrow: pip install "tokenpriority[cli]"\n'
+
+
 def test_a_progress_bar_says_what_to_install() -> None:
     program = (
         BARE

@@ -19,14 +19,18 @@ from tokenpriority import (
     EngineFault,
     Forbidden,
     InternalError,
+    InvalidSequence,
     Overloaded,
+    ScoreFailure,
     Unauthorized,
     Unavailable,
     wire,
 )
 from tokenpriority.connection import Connection, Settings
+from tokenpriority.delivery import deliver
 from tokenpriority.errors import ERROR_TYPES
 from tokenpriority.exchange import Call, build_request
+from tokenpriority.pins import Pins
 from tokenpriority.retry import next_delay, parse_retry_after, worth_retrying
 from tokenpriority.sequences import encode_sequence
 
@@ -143,6 +147,84 @@ def test_a_retried_call_ends_well(server: Any) -> None:
     with Client(server.url) as client:
         assert len(client.score([[1, 2], [3, 4]])) == 2
     assert len(server.requests) == 2
+
+
+def delivered(server: Any, delays: list[float], retries: int) -> list[Any]:
+    """Four items brought to the server; the results' ids, or their errors."""
+
+    async def sleep(seconds: float) -> None:
+        delays.append(seconds)
+
+    async def main() -> list[Any]:
+        connection = Connection(Settings(server.url, retries=retries), sleep=sleep, rng=random.Random(0))
+        items = [encode_sequence([n + 1, 9], n) for n in range(4)]
+        try:
+            return await deliver(connection, items, Call("reference", "uniform"), Pins(), retries)
+        finally:
+            await connection.aclose()
+
+    results = asyncio.run(main())
+    assert [result.id for result in results] == [0, 1, 2, 3]
+    return [r.error if isinstance(r, ScoreFailure) else r.token_ids.tolist() for r in results]
+
+
+def failing(server: Any, **kinds: type[ApiError]) -> Any:
+    """A fault: a 200 answer in which the sequences of these ids (n1 is 1) failed."""
+
+    def edit(answer: dict[str, Any]) -> None:
+        for result in answer["results"]:
+            if kind := kinds.get(f"n{result['id']}"):
+                name = result["id"]
+                result.clear()
+                result.update(id=name, error={"type": kind.type, "message": "no"})
+
+    return server.edited(edit)
+
+
+def sent(server: Any) -> list[list[int]]:
+    return [[item.id for item in request.sequences] for request in server.requests]
+
+
+def test_sequences_the_engine_failed_on_are_sent_again_alone(server: Any) -> None:
+    server.faults.append(failing(server, n0=EngineFault, n2=InvalidSequence, n3=Unavailable))
+    server.faults.append(failing(server, n3=EngineFault))
+    delays: list[float] = []
+    first, second, refused, last = delivered(server, delays, retries=8)
+    assert [first, second, last] == [[1, 9], [2, 9], [4, 9]]
+    assert type(refused) is InvalidSequence
+    assert sent(server) == [[0, 1, 2, 3], [0, 3], [3]]
+    for delay, full in zip(delays, [0.5, 1.0], strict=True):
+        assert 0.75 * full <= delay <= full
+
+
+@pytest.mark.parametrize("retries", [0, 3])
+def test_an_engine_that_fails_for_ever_is_that_sequences_failure(server: Any, retries: int) -> None:
+    server.always = failing(server, n1=EngineFault)
+    delays: list[float] = []
+    first, failed, *others = delivered(server, delays, retries)
+    assert type(failed) is EngineFault
+    assert [first, *others] == [[1, 9], [3, 9], [4, 9]]
+    assert sent(server) == [[0, 1, 2, 3]] + [[1]] * retries
+    assert len(delays) == retries
+
+
+def test_a_server_that_fails_on_all_that_is_sent_again_costs_no_other_scores(server: Any) -> None:
+    server.faults.append(failing(server, n1=EngineFault))
+    server.always = server.refusing(EngineFault("cuda"))
+    delays: list[float] = []
+    first, failed, *others = delivered(server, delays, retries=3)
+    assert type(failed) is EngineFault
+    assert str(failed) == "cuda (request req-1)"
+    assert [first, *others] == [[1, 9], [3, 9], [4, 9]]
+    assert sent(server) == [[0, 1, 2, 3]] + [[1]] * 3, "the attempts of both kinds count together"
+    assert len(delays) == 3
+
+
+def test_what_refuses_the_call_is_raised_when_sent_again_too(server: Any) -> None:
+    server.faults.append(failing(server, n1=EngineFault))
+    server.always = server.refusing(Forbidden("no more"))
+    with pytest.raises(Forbidden, match="no more"):
+        delivered(server, [], retries=3)
 
 
 def test_a_proxys_page_is_told_by_status_and_words(server: Any) -> None:

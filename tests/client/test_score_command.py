@@ -173,6 +173,27 @@ def test_another_job_is_refused_and_a_finished_one_is_left_alone(server: Any, tm
     assert out.read_bytes() == bytes_before
 
 
+def test_parts_that_a_kill_left_beside_the_whole_file_are_removed(service: str, tmp_path: Path) -> None:
+    source, out = write(tmp_path / "in.jsonl", [{"token_ids": [1, 2]}]), tmp_path / "out.parquet"
+    assert score(source, out, service).exit_code == 0
+    folder, whole = tmp_path / "out.parquet.parts", out.read_bytes()
+    job = parquet.read_schema(out).metadata[b"tokenpriority"]
+    for job_left in (job, None):  # the kill came before the removal, or in the middle of it
+        folder.mkdir()
+        (folder / "00000000.parquet").write_bytes(whole)
+        if job_left:
+            (folder / "job.json").write_bytes(job_left)
+        again = score(source, out, service)
+        assert (again.exit_code, again.stdout) == (0, f"{out} is complete already\n")
+        assert not folder.exists()
+        assert out.read_bytes() == whole
+
+    folder.mkdir()
+    (folder / "job.json").write_bytes(job.replace(b"uniform", b"dft"))
+    assert "OtherJob: " in score(source, out, service).stderr
+    assert folder.exists(), "what belongs to another job is not ours to remove"
+
+
 def test_a_first_run_that_never_scored_binds_nothing(service: str, tmp_path: Path) -> None:
     source, out = write(tmp_path / "in.jsonl", [{"token_ids": [1, 2]}]), tmp_path / "out.parquet"
     assert score(source, out, service, "--method", "no_such").exit_code == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -164,6 +165,16 @@ def test_one_sequence_in_place_of_several_is_refused(client: Client, sequences: 
         client.score(sequences)
     with pytest.raises(TypeError, match="put it in a list"):
         client.score_many(sequences)
+
+
+def test_the_callers_iterable_is_read_in_its_thread_and_may_use_the_client(client: Client) -> None:
+    def sequences() -> Iterator[Any]:
+        for n in (1, 2):
+            assert threading.current_thread() is threading.main_thread()  # in the loop's the next line waits for ever
+            [scores] = client.score([[n, n + 1]])
+            yield scores.token_ids[::-1]
+
+    assert [scores.token_ids.tolist() for scores in client.score(sequences())] == [[2, 1], [3, 2]]
 
 
 def test_arrays_cannot_be_written(client: Client) -> None:

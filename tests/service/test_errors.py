@@ -57,7 +57,10 @@ ENVELOPE: dict[str, tuple[Any, int, str, list[str]]] = {
         {"sequences": [GOOD], "method": {"name": "token_cleaning", "params": {"base": "reference"}}},
         422, "invalid_parameter", ["method.params.base", "another model", "'reference'"],
     ),
-    "unknown signal": ({"sequences": [GOOD], "signals": ["mood"]}, 422, "invalid_request", ["signals[0]", "logprob, entropy", "'mood'"]),
+    "unknown signal": (
+        {"sequences": [GOOD], "signals": ["mood"]},
+        422, "invalid_request", ["signals[0]", "logprob, entropy", "'mood'"],
+    ),
 }  # fmt: skip
 
 ITEMS: dict[str, tuple[dict[str, Any], str, list[str]]] = {

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -99,18 +100,11 @@ def command_line() -> list[str]:
     return [sys.executable, "-c", "from tokenpriority.cli import main; main()"]
 
 
-@pytest.fixture(scope="session")
-def server(
-    command_line: list[str],
-    save_student: Callable[..., Path],
-    reference_seed: int,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[str]:
-    """The address of a real scoring server in a process of its own, with a reference and a base."""
-    folder = tmp_path_factory.mktemp("server")
+@contextmanager
+def serving(command_line: list[str], folder: Path, models: dict[str, Path]) -> Iterator[str]:
+    """The address of a real scoring server in a process of its own, its models not loaded yet."""
     lines = ["[server]", "port = 0"]
-    for name, seed in (("reference", reference_seed), ("base", reference_seed + 1)):
-        path = save_student(folder / name, seed)
+    for name, path in models.items():
         lines += [f"[models.{name}]", f'model = "{path}"', 'engine = "torch"', "threads = 1"]
     (folder / "server.toml").write_text("\n".join(lines), encoding="utf-8")
     command = [*command_line, "serve", "--config", str(folder / "server.toml")]
@@ -121,10 +115,40 @@ def server(
         assert found, "".join(said)
         # What the server writes on must be read, or it would one day stand still on a full pipe.
         threading.Thread(target=process.stdout.read, daemon=True).start()
-        with Client(found[0]) as client:
-            client.wait_until_ready(60)
         yield found[0]
         process.terminate()
+
+
+@pytest.fixture(scope="session")
+def server(
+    command_line: list[str],
+    save_student: Callable[..., Path],
+    reference_seed: int,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[str]:
+    """The address of a server with a reference and a base."""
+    folder = tmp_path_factory.mktemp("server")
+    seeds = {"reference": reference_seed, "base": reference_seed + 1}
+    models = {name: save_student(folder / name, seed) for name, seed in seeds.items()}
+    with serving(command_line, folder, models) as url:
+        with Client(url) as client:
+            client.wait_until_ready(60)
+        yield url
+
+
+@pytest.fixture(scope="session")
+def half_server(
+    command_line: list[str],
+    save_student: Callable[..., Path],
+    reference_seed: int,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[str]:
+    """The address of a server that is never ready: its model `broken` cannot be loaded, its reference can."""
+    folder = tmp_path_factory.mktemp("half")
+    (folder / "broken").mkdir()
+    models = {"broken": folder / "broken", "reference": save_student(folder / "reference", reference_seed)}
+    with serving(command_line, folder, models) as url:
+        yield url
 
 
 @pytest.fixture

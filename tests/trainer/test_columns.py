@@ -165,9 +165,11 @@ def test_unit_token_counts_the_tokens_of_a_text(prepare: Prepare) -> None:
     assert [k for k, v in enumerate(row["span_priorities"]) if not math.isnan(v)] == [1]
 
 
-def test_a_streamed_dataset_is_prepared_alike(prepare: Prepare, text: str) -> None:
+def test_a_streamed_dataset_is_prepared_alike(prepare: Prepare, text: str, caplog: pytest.LogCaptureFixture) -> None:
     rows = random_texts(text, 4)
     streamed = prepare(IterableDataset.from_generator(lambda: iter(rows)), max_length=12)
+    (said,) = [each.getMessage() for each in caplog.records if each.name == "tokenpriority_trainer.truncation"]
+    assert said.startswith("train dataset: it is streamed, so span labels and examples lost to max_length 12 or")
     for found, expected in zip(streamed, prepare(rows, max_length=12), strict=True):
         assert found["input_ids"] == expected["input_ids"]
         assert same(found["span_priorities"], expected["span_priorities"])

@@ -68,6 +68,11 @@ def test_every_key_of_the_contract_is_read(load: Any) -> None:
     assert config.priorities.params == {"tau": 0.1}
 
 
+def test_whole_numbers_do_for_fractions(load: Any) -> None:
+    config = load(MINIMAL + "[priorities]\nramp = [0, 2]\n[model.lora]\nalpha = 8")
+    assert (config.priorities.ramp, config.model.lora.alpha) == ((0.0, 2.0), 8.0)
+
+
 @pytest.mark.parametrize(
     ("text", "what"),
     [
@@ -81,6 +86,15 @@ def test_every_key_of_the_contract_is_read(load: Any) -> None:
         ),
         (MINIMAL + "[priorities]\nramp = [0.0]", "priorities.ramp.1: Field required"),
         (MINIMAL + "[priorities]\nramp = [0.0, inf]", "priorities.ramp.1: Input should be a finite number, got inf"),
+        (
+            MINIMAL + "[priorities]\nramp = [0.5, -1]",
+            r"ramp: must be two .* >= 0, not both 0, got \[0.5, -1\]",
+        ),
+        (MINIMAL + "[priorities]\nramp = [0, 0.0]", r"priorities.ramp: .* not both 0, got \[0, 0.0\]"),
+        (MINIMAL + '[priorities]\nramp = ["0", 1]', "priorities.ramp.0: Input should be a valid number, got '0'"),
+        (MINIMAL + "[priorities]\ndepth = 3.0", "priorities.depth: Input should be a valid integer, got 3.0"),
+        (MINIMAL + "[priorities]\ndepth = true", "priorities.depth: Input should be a valid integer, got True"),
+        (MINIMAL + '[model.lora]\nalpha = "8"', "model.lora.alpha: Input should be a valid number, got '8'"),
         (MINIMAL + "=", "not valid TOML"),
     ],
 )

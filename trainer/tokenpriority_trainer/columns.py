@@ -19,6 +19,7 @@ from tokenpriority_trainer.alignment import SPAN_TOKENS, SPANS, SpanAligner
 from tokenpriority_trainer.collator import FILL, PRIORITIES
 from tokenpriority_trainer.documents import IGNORED
 from tokenpriority_trainer.errors import ConfigError, DataError
+from tokenpriority_trainer.truncation import kept, warn_of_losses
 
 Rows = Any
 """A `datasets.Dataset` or `IterableDataset`; the library publishes no types."""
@@ -36,7 +37,7 @@ def prepare(
 
     `tokenise` is TRL's own preparation without truncation, shuffling or packing. Raises DataError, naming the example,
     if spans cannot be placed, TRL made other tokens of an example than its spans were aligned to, or `priorities` is
-    not as long as the tokens or not finite where they are trained on.
+    not as long as the tokens or not finite where they are trained on. What is lost on the way is said in a warning.
     """
     if SPANS in get_dataset_column_names(dataset):
         with global_then_local_main_first():  # the others read what the first has cached; TRL does the same
@@ -47,6 +48,8 @@ def prepare(
         dataset = dataset.map(_check, with_indices=True, fn_kwargs=name, **_options(dataset, args, "Checking columns"))
         present = get_dataset_column_names(dataset)
         dataset = dataset.select_columns([name for name in ("input_ids", "labels", *FILL) if name in present])
+        options = _options(dataset, args, "Counting lost labels")
+        warn_of_losses(dataset, args, aligner.dataset_name, options, packing=packing)
         return _shuffled(_pack(dataset, args) if packing else _cut(dataset, args), args)
 
 
@@ -62,8 +65,8 @@ def _cut(dataset: Rows, args: SFTConfig) -> Rows:
     """Rows cut to `max_length`, those without a trained token left out, as TRL does."""
     if args.max_length is None:
         return dataset
-    keep = {"keep_start": slice(None, args.max_length), "keep_end": slice(-args.max_length, None)}[args.truncation_mode]
-    dataset = dataset.map(_truncate, fn_kwargs={"keep": keep}, **_options(dataset, args, "Truncating"))
+    keep = {"keep": kept(args, packing=False)}
+    dataset = dataset.map(_truncate, fn_kwargs=keep, **_options(dataset, args, "Truncating"))
     return dataset.filter(_is_trained, **_options(dataset, args, "Dropping fully masked examples"))
 
 

@@ -13,17 +13,19 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 
 from tokenpriority.methods.method import Denominator, Negatives
 from tokenpriority_trainer.errors import ConfigError
+from tokenpriority_trainer.ramp import LIMIT, Ramp, is_ramp
 
 if TYPE_CHECKING:
     from trl import SFTConfig
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
 
 
 class LoraSection(_Section):
@@ -77,10 +79,17 @@ class PrioritiesSection(_Section):
     """A positive method of the live student (`dft`) that multiplies positive weights."""
     negatives: Negatives | None = None
     """How negative weights act; the method's own rule by default."""
-    ramp: tuple[float, float] | None = None
-    """Factor on negative weights, linear over the run from the first value to the second; the method's by default."""
+    ramp: Ramp | None = Field(None, strict=False)  # TOML has lists, not tuples; the values stay strict
+    """Factor on negative weights, linear over the run from the first value to the second; see `Weighting.of`."""
     denominator: Denominator | None = None
     """Which count divides the loss; the method's by default."""
+
+    @field_validator("ramp")
+    @classmethod
+    def _within_limit(cls, ramp: Ramp | None) -> Ramp | None:
+        if ramp is not None and not is_ramp(ramp):
+            raise PydanticCustomError("ramp", LIMIT)
+        return ramp
 
     def api_key(self) -> str | None:
         """The key, None if the variable is not set. Raises ConfigError if it was named but is not set."""

@@ -6,11 +6,15 @@ weights, which may differ.
 
 from __future__ import annotations
 
+import sys
+import time
+from contextlib import closing
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from tokenpriority import Client
+from tokenpriority.errors import ConnectionFailed, Unavailable
 from tokenpriority.methods import get_method
 from tokenpriority.schema import ModelInfo
 from tokenpriority_trainer.config import PrioritiesSection
@@ -19,28 +23,68 @@ from tokenpriority_trainer.errors import ConfigError
 PROBE = "def f(x: int) -> str:\n\treturn f'{x / 1_0.5:>8}'  # na\u00efve \u65e5\u672c\u8a9e \U0001f642\r\n\n  A != b"
 """Words, numbers, white space and scripts on which two tokenizers hardly ever agree by chance."""
 
+WAIT_SECONDS = 120.0
+"""How long models that are loading are waited for."""
+POLL_SECONDS = 0.5
+
 
 def check_server(
     client: Client, settings: PrioritiesSection, tokenizer: PreTrainedTokenizerBase, max_length: int | None
 ) -> dict[str, str]:
     """Fingerprint of each model the method will read, by its name on the server.
 
-    Raises ConfigError if the server does not answer, lacks a model, takes shorter sequences than `max_length`, has
-    fewer tokens than the student's tokenizer or tokenises otherwise; the client's errors if it refuses the method.
+    Waits for models that are loading; those that the run does not use may be in any state. Raises ConfigError if the
+    server does not answer, lacks a model, takes shorter sequences than `max_length`, has fewer tokens than the
+    student's tokenizer or tokenises otherwise; Unavailable if a model failed to load, or loads for more than
+    WAIT_SECONDS; the client's errors if it refuses the method.
     """
-    if not client.ready():
-        raise ConfigError(f"priorities.url: no server at {settings.url} answers with its models loaded")
-    known = {info.name: info for info in client.models()}
     used = [settings.model, *_base(settings)]
+    known = wait_for_models(settings, used)
     for name in used:
-        if name not in known:
-            raise ConfigError(f"priorities: the server has no model {name!r}; it has {', '.join(known)}")
         _check_model(known[name], tokenizer, max_length)
         if known[name].tokenizer:
             _check_tokens(client, name, tokenizer)
     ids = tokenizer(PROBE)["input_ids"]
     client.score([{"token_ids": ids}], method=settings.method, params=settings.params, model=settings.model)
     return {name: known[name].fingerprint for name in used}
+
+
+def wait_for_models(settings: PrioritiesSection, names: list[str]) -> dict[str, ModelInfo]:
+    """What the server says of these models once all are ready, by name; raises as `check_server` does.
+
+    A line on stderr says that it waits.
+    """
+    assert settings.url is not None
+    end = time.monotonic() + WAIT_SECONDS
+    said = False
+    # One attempt per question: a wrong address is told at once, not after the retries that suit a long run.
+    with closing(Client(settings.url, api_key=settings.api_key(), retries=0)) as client:
+        while True:
+            known = _listed(client, settings, names)
+            which = ", ".join(repr(name) for name, info in known.items() if not info.ready)
+            if not which:
+                return known
+            if time.monotonic() >= end:
+                raise Unavailable(f"priorities: the server is still loading {which} after {WAIT_SECONDS:g} seconds")
+            if not said:
+                print(f"waiting for {settings.url} to load {which}", file=sys.stderr, flush=True)
+                said = True
+            time.sleep(POLL_SECONDS)
+
+
+def _listed(client: Client, settings: PrioritiesSection, names: list[str]) -> dict[str, ModelInfo]:
+    """What the server says of these models now. Raises ConfigError if it lacks one, Unavailable if one has failed."""
+    try:
+        known = {info.name: info for info in client.models()}
+    except ConnectionFailed as error:
+        raise ConfigError(f"priorities.url: no server at {settings.url} answers: {error}") from None
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"priorities: the server has no model {name!r}; it has {', '.join(known)}")
+        failure = known[name].error
+        if failure is not None:
+            raise Unavailable(f"priorities: the server's model {name!r} failed to load: {' '.join(failure.split())}")
+    return {name: known[name] for name in names}
 
 
 def _base(settings: PrioritiesSection) -> list[str]:

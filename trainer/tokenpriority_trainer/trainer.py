@@ -25,6 +25,7 @@ from tokenpriority_trainer.documents import IGNORED, place
 from tokenpriority_trainer.errors import NothingToLearn, WeightError
 from tokenpriority_trainer.loss import KEPT, count, ramped, shifted, weighted_loss
 from tokenpriority_trainer.metrics import SignMetrics
+from tokenpriority_trainer.ramp import progress
 from tokenpriority_trainer.source import Batch, PrioritySource
 from tokenpriority_trainer.weighting import TORCH, Weighting
 
@@ -167,7 +168,7 @@ class PrioritySFTTrainer(SFTTrainer):  # type: ignore[misc]  # TRL publishes no 
     def _applied(self, outputs: Any, priorities: Tensor) -> Tensor:
         """The weights of this step: priorities after the ramp on negatives and the student's factor on positives."""
         rule = self.weighting
-        weights = ramped(priorities, rule.ramp, self.state.global_step / max(1, self.state.max_steps))
+        weights = ramped(priorities, rule.ramp, progress(self.state.global_step, self.state.max_steps))
         if rule.student is None:
             return weights
         factor = rule.student(outputs.log_probs, outputs.entropy, outputs.label_mask)

@@ -20,6 +20,7 @@ from tokenpriority.evidence import Evidence
 from tokenpriority.methods import Inputs, Method, Params, get_method, prioritise
 from tokenpriority.methods.method import Denominator, Negatives
 from tokenpriority_trainer.errors import ConfigError
+from tokenpriority_trainer.ramp import ASCENT_RAMP, LIMIT, Ramp, is_ramp
 
 TORCH = cast(Namespace, torch_namespace)
 
@@ -60,16 +61,23 @@ class StudentFactor:
 
 @dataclass(frozen=True, slots=True)
 class Weighting:
-    """How the trainer turns priorities into a loss; see `loss.py` for the equation."""
+    """How the trainer turns priorities into a loss; see `loss.py` for the equation.
+
+    Raises ConfigError for a ramp that is not two finite numbers >= 0, not both 0.
+    """
 
     denominator: Denominator = "all"
     """Which count of the global batch divides."""
     negatives: Negatives = "unlikelihood"
     """How a negative weight acts."""
-    ramp: tuple[float, float] | None = None
+    ramp: Ramp | None = None
     """Factor on negative weights, linear over all optimiser steps of the run; None for 1 throughout."""
     student: StudentFactor | None = None
     """Live factor on positive weights."""
+
+    def __post_init__(self) -> None:
+        if self.ramp is not None and not is_ramp(self.ramp):
+            raise ConfigError(f"ramp: {LIMIT}, got {self.ramp!r}")
 
     @classmethod
     def of(
@@ -79,25 +87,35 @@ class Weighting:
         *,
         denominator: Denominator | None = None,
         negatives: Negatives | None = None,
-        ramp: tuple[float, float] | None = None,
+        ramp: Ramp | None = None,
         student: str | None = None,
     ) -> Weighting:
         """The method's own weighting with the given parts replaced.
 
-        A method of the live student (`dft`) is itself the student factor. Raises NotFound or InvalidParameter for an
-        unknown method or parameter, ConfigError for a student factor that cannot be.
+        A method's ramp belongs to its rule for negatives and goes when that is replaced; ascent without a ramp of the
+        caller or the method gets ASCENT_RAMP. A method of the live student (`dft`) is itself the student factor.
+        Raises NotFound or InvalidParameter for an unknown method or parameter, ConfigError for a student factor or a
+        ramp that cannot be.
         """
         chosen = get_method(method)
         live = is_live(method, params)
         if live and student is not None:
             raise ConfigError(f"student: method {method!r} is a factor of the live student already")
         factor = StudentFactor.of(method, params) if live else None
+        rule = negatives or chosen.negatives
         return cls(
             denominator=denominator or chosen.denominator,
-            negatives=negatives or chosen.negatives,
-            ramp=ramp or chosen.ramp,
+            negatives=rule,
+            ramp=ramp if ramp is not None else _default_ramp(chosen, rule),
             student=StudentFactor.of(student) if student is not None else factor,
         )
+
+
+def _default_ramp(method: Method, negatives: Negatives) -> Ramp | None:
+    """The method's ramp under its own rule for negatives; else ASCENT_RAMP for ascent, which is unbounded."""
+    if negatives == method.negatives and method.ramp is not None:
+        return method.ramp
+    return ASCENT_RAMP if negatives == "ascent" else None
 
 
 def is_live(method: str, params: Mapping[str, Any] | None = None) -> bool:

@@ -23,9 +23,9 @@ class Scale:
     width: int = 128
     layers: int = 2
     heads: int = 4
-    base_steps: int = 1500
+    base_steps: int = 1200
     base_lr: float = 2e-3
-    reference_steps: int = 300
+    reference_steps: int = 250
     """Further steps of the reference from the base, on the curated files."""
     reference_lr: float = 5e-4
     examples: int = 1600
