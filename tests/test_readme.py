@@ -16,7 +16,8 @@ from tokenpriority import Client
 from tokenpriority.methods import METHODS
 from tokenpriority_trainer.config import load_config
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 DOCUMENTED = "http://127.0.0.1:8000"
 COMMAND = str(Path(sys.executable).parent / "tokenpriority")
 
@@ -80,3 +81,9 @@ def test_method_table_is_the_registry() -> None:
     for name, method in METHODS.items():
         assert f"`{method.equation}`" in rows[name]
         assert method.sign.replace("positive", "+") in rows[name]
+
+
+def test_nothing_is_left_to_fill_in_and_every_link_leads_somewhere() -> None:
+    assert "@@" not in README
+    for target in re.findall(r"\]\((?!https?://)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target

@@ -45,6 +45,7 @@ def test_waiting_ends(tmp_path: Path) -> None:
         wait_for(lambda: False, [], seconds=0, what="the server")
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="reads the children of a process from /proc")
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, "raise"])
 def test_no_child_outlives_its_parent(how: signal.Signals | str, tmp_path: Path) -> None:
     arguments = [sys.executable, "-c", PARENT, str(tmp_path), str(how)]

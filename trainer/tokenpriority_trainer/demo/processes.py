@@ -24,6 +24,9 @@ _ENVIRONMENT = {
     # One thread each: server and trainings run at the same time, and threads that wait for a busy core only spin.
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
+    # glibc keeps the memory of one step for the next; giving it back and faulting it in took an eighth of the time.
+    "MALLOC_MMAP_THRESHOLD_": str(2**28),
+    "MALLOC_TRIM_THRESHOLD_": str(2**30),
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_OFFLINE": "1",
     "PYTHONUNBUFFERED": "1",
