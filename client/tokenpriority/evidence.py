@@ -1,6 +1,6 @@
 """Evidence: what a frozen or a live model says about the tokens of one sequence.
 
-Knows the six signals, their order and their alignment. Knows nothing of how they are computed or used.
+Knows the signals, their order and their alignment. Knows nothing of how they are computed or used.
 
 Alignment, the one rule: every array has the length of `token_ids`, and row i speaks of the prediction of token i
 from tokens 0..i-1. Index 0 has no prediction; it and every position before `score_from` hold NaN.
@@ -17,6 +17,9 @@ from tokenpriority.errors import InvalidParameter
 
 SIGNALS = ("logprob", "entropy", "top1_logprob", "rank", "mass_above", "mass_tied")
 """The signals an engine returns, in the order of the rows of its [6, T] float32 array."""
+
+OPTIONAL_SIGNALS = ("entropy_top20",)
+"""Signals that are computed only where a request names them; their rows follow those of `SIGNALS`: [7, T]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +41,18 @@ class Evidence:
     """sum of q(v) over q(v) > q(y)."""
     mass_tied: Array | None = None
     """sum of q(v) over v != y with q(v) = q(y)."""
+    entropy_top20: Array | None = None
+    """Entropy of the 20 likeliest tokens renormalised among themselves, nats (EAFT, arXiv 2601.02151); optional."""
 
     @classmethod
     def from_rows(cls, rows: np.ndarray[tuple[int, int], np.dtype[np.float32]]) -> Evidence:
-        """Evidence from an engine's [6, T] array, rows in the order of `SIGNALS`; views, no copy."""
+        """Evidence from an engine's [6, T] or [7, T] array, rows in the order of `SIGNALS + OPTIONAL_SIGNALS`; views,
+        no copy."""
         return cls(*rows)
 
     def signal(self, name: str) -> Array:
         """One signal, shape (T,). Raises InvalidParameter if it is absent: an absent signal is never invented."""
-        value = getattr(self, name) if name in SIGNALS else None
+        value = getattr(self, name) if name in SIGNALS + OPTIONAL_SIGNALS else None
         if value is None:
             raise InvalidParameter(f"signal {name!r} is not available from this model (engine or live student)")
         return value

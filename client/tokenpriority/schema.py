@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from tokenpriority.evidence import SIGNALS
+from tokenpriority.evidence import OPTIONAL_SIGNALS, SIGNALS
 
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
 Ids = bytes | list[Annotated[int, Meta(ge=0, lt=2**32)]]
@@ -68,8 +68,8 @@ class MethodCall(_Struct):
     params: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
-SignalName = Annotated[str, Meta(extra_json_schema={"enum": list(SIGNALS)})]
-"""One of `evidence.SIGNALS`; what a model does not give is refused by name."""
+SignalName = Annotated[str, Meta(extra_json_schema={"enum": [*SIGNALS, *OPTIONAL_SIGNALS]})]
+"""One of `evidence.SIGNALS` or `OPTIONAL_SIGNALS`; what a model does not give is refused by name."""
 
 
 class PriorityRequest(_Struct):
@@ -126,7 +126,8 @@ class MethodRef(msgspec.Struct, kw_only=True):
 
 
 class Usage(msgspec.Struct, kw_only=True):
-    """What the request cost: tokens submitted, of those found in the store, and the time spent where."""
+    """What the request cost: tokens submitted, how many of them the store knew (of whole sequences, and of beginnings
+    shared with others), and the time spent where."""
 
     tokens: int
     cached_tokens: int
@@ -182,6 +183,8 @@ class ModelInfo(msgspec.Struct, kw_only=True):
     """Fingerprint of the tokenizer; empty if the model has none."""
     error: str | None = None
     """Why the model is not ready and will not become so, if that is known."""
+    fault: str | None = None
+    """Why the model cannot score for the moment; it is ready again once that is over."""
 
 
 class ModelList(msgspec.Struct, kw_only=True):

@@ -12,50 +12,81 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from tokenpriority_service.settings import LOOPBACK, InvalidSettings, ModelSettings, Settings, read
+from tokenpriority_service.checks import check
+from tokenpriority_service.settings import InvalidSettings, Settings, read
+from tokenpriority_service.settings_models import MODELS
 
 
 def serve(
     config: Annotated[Path | None, typer.Option(help="TOML file; see service/README.md.", show_default=False)] = None,
-    model: Annotated[str | None, typer.Option(help="Serve this one model, as `reference`.", show_default=False)] = None,
-    engine: Annotated[str | None, typer.Option(help="torch or fake, with --model.", show_default="torch")] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16, with --model.", show_default="float32")
+    model: Annotated[
+        str | None,
+        typer.Option(help="Serve this one model, as `reference`: a folder or a hub name.", show_default=False),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda, with --model.", show_default="cpu")] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="torch, vllm, remote or fake, with --model.", show_default="torch")
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="torch, vllm: float32, bfloat16 or float16.", show_default="float32"),
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="torch: cpu or cuda.", show_default="cpu")] = None,
+    max_model_len: Annotated[
+        int | None, typer.Option(help="Longest sequence taken, in tokens.", show_default="the model's own")
+    ] = None,
+    tensor_parallel: Annotated[
+        int | None, typer.Option(help="vllm: GPUs the model is split over.", show_default="1")
+    ] = None,
+    evidence: Annotated[
+        str | None,
+        typer.Option(
+            help="vllm: full (every signal), or prompt_logprobs (logprob and rank alone, for a model that vLLM cannot "
+            "host the other way).",
+            show_default="full",
+        ),
+    ] = None,
+    url: Annotated[
+        list[str] | None,
+        typer.Option(help="remote: address of a running `vllm serve`; once for each replica.", show_default=False),
+    ] = None,
+    api_key_env: Annotated[
+        str | None,
+        typer.Option(help="remote: name of the environment variable with its API key.", show_default=False),
+    ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
     port: Annotated[
         int | None, typer.Option(help="Port to listen on; 0 takes a free one.", show_default="8000")
     ] = None,
     insecure: Annotated[bool, typer.Option(help="Listen beyond this machine although nobody needs a key.")] = False,
 ) -> None:
-    """Serve reference log-probabilities and token priorities over HTTP."""
+    """Serve reference log-probabilities and token priorities over HTTP.
+
+    Each model is run by an engine: torch (transformers, in this process; works anywhere), vllm (vLLM, in processes of
+    its own), remote (a `vllm serve` that runs already), fake (made-up numbers). Several models, adapters and the
+    settings not listed here go into a TOML file.
+    """
     options: dict[str, Any] = {"server": _given(host=host, port=port)}
-    one = _given(engine=engine, dtype=dtype, device=device)
+    one = _given(
+        dtype=dtype,
+        device=device,
+        max_model_len=max_model_len,
+        tensor_parallel=tensor_parallel,
+        evidence=evidence,
+        urls=url or None,
+        api_key_env=api_key_env,
+    )
     if model is not None:
-        options["models"] = {"reference": {"model": model, **one}}
-    elif one:
-        _fail(f"--{next(iter(one))}: goes with --model only; with --config, set it in the file's [models.NAME]")
+        _check_options(engine or "torch", one)
+        options["models"] = {"reference": {"model": model, **_given(engine=engine), **one}}
+    elif one or engine is not None:
+        name = "--engine" if engine is not None else _option(next(iter(one)))
+        _fail(f"{name}: goes with --model only; with --config, set it in the file's [models.NAME]")
     try:
         settings = read(config, options)
         check(settings, insecure=insecure)
     except InvalidSettings as error:
         _fail(str(error))
     run(settings)
-
-
-def check(settings: Settings, *, insecure: bool = False) -> None:
-    """Raises InvalidSettings for what is known to be wrong before anything is loaded."""
-    if not settings.models:
-        raise InvalidSettings("no models: give --model PATH, or --config FILE with a [models.NAME]")
-    for name, each in settings.models.items():
-        _check_model(name, each)
-    host = settings.server.host
-    if not settings.teams and host not in LOOPBACK and not insecure:
-        raise InvalidSettings(
-            f"server.host: without teams only loopback ({', '.join(LOOPBACK)}) is listened on, got {host!r}; "
-            "add [teams.NAME] key_sha256, or --insecure"
-        )
 
 
 def run(settings: Settings) -> None:
@@ -73,18 +104,28 @@ def run(settings: Settings) -> None:
     host, port = sock.getsockname()[:2]
     typer.echo(f"tokenpriority listens on http://{f'[{host}]' if ':' in host else host}:{port}  (docs at /docs)")
     for name, each in settings.models.items():
-        typer.echo(f"  model {name}: {each.model} ({each.engine}, {each.dtype}, {each.device}), loading")
+        typer.echo(f"  model {name}: {each.model} ({each.summary}), loading")
     keys = ", ".join(settings.teams) if settings.teams else "none configured: no key is asked for"
     typer.echo(f"  teams: {keys}")
     Server(app, app.state.service.gate, settings.server.drain_seconds).run(sockets=[sock])
 
 
-def _check_model(name: str, settings: ModelSettings) -> None:
-    path = Path(settings.model).expanduser()
-    # `owner/name` may be a hub name; anything else that is not there is a path that is wrong.
-    is_path = path.is_absolute() or settings.model.startswith((".", "~")) or len(path.parts) > 2
-    if settings.engine == "torch" and is_path and not path.is_dir():
-        raise InvalidSettings(f"models.{name}.model: no such folder: {settings.model}")
+def _check_options(engine: str, given: dict[str, Any]) -> None:
+    """Fail on the first option that this engine does not have."""
+    if engine not in MODELS:
+        _fail(f"--engine: must be one of {', '.join(MODELS)}, got {engine!r}")
+    fields = MODELS[engine].model_fields
+    for field in given:
+        if field not in fields:
+            having = [kind for kind, settings in MODELS.items() if field in settings.model_fields]
+            _fail(f"{_option(field)}: not an option of --engine {engine}, but of {', '.join(having)}")
+    if engine == "remote" and "urls" not in given:
+        _fail("--url: is required with --engine remote, once for each replica")
+
+
+def _option(field: str) -> str:
+    """The option of a setting."""
+    return "--url" if field == "urls" else f"--{field.replace('_', '-')}"
 
 
 def _given(**options: Any) -> dict[str, Any]:

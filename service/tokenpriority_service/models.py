@@ -1,7 +1,8 @@
-"""The named models of a server: loading, ready or failed.
+"""The named models of a server: loading, ready, out of order for a while, or failed.
 
 Knows when a model may be used and what it says of itself. Knows nothing of how one is loaded (it is given `load`) or
-of what is done with it. One that fails to load is listed with its error and takes no other down.
+of what is done with it. One that fails is listed with its error and takes no other down, save its own adapters: they
+are models of their own by name, on the weights of their host.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ import concurrent.futures
 import functools
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from tokenpriority.errors import NotFound, Unavailable
 from tokenpriority.schema import ModelInfo, ModelList
 from tokenpriority_service.admission import Admission
-from tokenpriority_service.dispatch import Dispatcher
+from tokenpriority_service.dispatch import RETRY_SECONDS, Dispatcher
 from tokenpriority_service.engines.engine import Engine
 from tokenpriority_service.engines.fingerprint import tokenizer_fingerprint
 from tokenpriority_service.settings import ModelSettings
@@ -27,9 +28,6 @@ from tokenpriority_service.text import Text
 
 Load = Callable[..., Engine]
 """`engines.load_engine`: an engine from its name and settings. It takes as long as it takes, in a thread of its own."""
-
-RETRY_SECONDS = 2.0
-"""`retry_after` while a model is loading."""
 
 T = TypeVar("T")
 
@@ -63,7 +61,11 @@ class Models:
     ) -> None:
         self._settings = {name: each for name, each in settings.items() if name not in engines}
         self._given = dict(engines)
-        self._names = [*settings, *(name for name in engines if name not in settings)]
+        announced: dict[str, Sequence[str]] = {
+            **{name: settings[name].names for name in self._settings},
+            **{name: tuple(engine.adapters) for name, engine in engines.items()},
+        }
+        self._hosts = _hosts({name: announced[name] for name in [*settings, *announced]})
         self._store = store
         self._admission = admission
         self._load = load
@@ -72,22 +74,31 @@ class Models:
 
     @property
     def unready(self) -> dict[str, str]:
-        """Name -> why it cannot be used: that it is loading, or the error it met."""
-        return {name: self._errors.get(name, "loading") for name in self._names if name not in self._ready}
+        """Name -> why it cannot be used now: that it is loading, the error it met, or what is wrong with its engine."""
+        reasons = {}
+        for name, host in self._hosts.items():
+            model = self._ready.get(name)
+            reason = self._errors.get(host, "loading") if model is None else model.engine.fault
+            if reason is not None:
+                reasons[name] = reason
+        return reasons
 
     def get(self, name: str, field: str = "model") -> Model:
         """The model of this name. Raises NotFound (listing the known ones) or Unavailable."""
+        if name not in self._hosts:
+            raise NotFound(f"{field}: no model {name!r}; known models: {', '.join(self._hosts)}")
         if name in self._ready:
-            return self._ready[name]
-        if name not in self._names:
-            raise NotFound(f"{field}: no model {name!r}; known models: {', '.join(self._names)}")
-        if name in self._errors:
-            raise Unavailable(f"{field}: {name!r} failed to load: {self._errors[name]}")
+            model = self._ready[name]
+            if (fault := model.engine.fault) is not None:
+                raise Unavailable(f"{field}: {name!r} cannot score now: {fault}", retry_after=RETRY_SECONDS)
+            return model
+        if (error := self._errors.get(self._hosts[name])) is not None:
+            raise Unavailable(f"{field}: {name!r} failed to load: {error}")
         raise Unavailable(f"{field}: {name!r} is loading", retry_after=RETRY_SECONDS)
 
     def listing(self) -> ModelList:
         """Every model as GET /v1/models prints it."""
-        return ModelList(models=[self._info(name) for name in self._names])
+        return ModelList(models=[self._info(name, host) for name, host in self._hosts.items()])
 
     async def start(self) -> None:
         """Make every model ready or failed; those given as engines at once, the others one after the other.
@@ -95,7 +106,7 @@ class Models:
         Not at the same time: transformers keeps global state while it builds a model.
         """
         for name, engine in self._given.items():
-            await self._start(name, functools.partial(_text_side, engine))
+            await self._start(name, functools.partial(_given, engine))
         for name, settings in self._settings.items():
             await self._start(name, functools.partial(_loaded, self._load, settings))
 
@@ -103,56 +114,97 @@ class Models:
         """Stop all work and free the models."""
         for model in self._ready.values():
             await model.dispatcher.close()
-            await model.engine.close()
+        for name, model in self._ready.items():
+            if self._hosts[name] == name:  # which closes its adapters
+                await model.engine.close()
 
-    async def _start(self, name: str, make: Callable[[], tuple[Engine, Text | None, str]]) -> None:
-        logger.info("loading model %s", name)
+    async def _start(self, host: str, make: Callable[[], Engine]) -> None:
+        """Make a model and its adapters ready together, or failed together."""
+        logger.info("loading model %s", host)
+        engine: Engine | None = None
         try:
-            engine, text, tokenizer = await _in_thread(make)
+            engine = await _in_thread(make)
+            models = await _in_thread(functools.partial(self._models, host, engine))
         except Exception as error:
-            self._errors[name] = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-            logger.error("model %s failed to load: %s", name, self._errors[name])
+            self._errors[host] = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+            logger.error("model %s failed to load: %s", host, self._errors[host])
+            if engine is not None:
+                await engine.close()
             return
-        dispatcher = Dispatcher(engine, self._store, self._admission)
-        self._ready[name] = Model(name, engine, dispatcher, text, tokenizer)
-        logger.info("model %s is ready", name)
+        for name, (each, text, tokenizer) in models.items():
+            self._ready[name] = Model(name, each, Dispatcher(each, self._store, self._admission), text, tokenizer)
+            logger.info("model %s is ready", name)
 
-    def _info(self, name: str) -> ModelInfo:
+    def _models(self, host: str, engine: Engine) -> dict[str, tuple[Engine, Text | None, str]]:
+        """A loaded engine and its adapters by name, with their text sides. Raises ValueError if names do not match."""
+        announced = {name for name, its_host in self._hosts.items() if its_host == host} - {host}
+        if set(engine.adapters) != announced:
+            raise ValueError(f"adapters: expected {sorted(announced)}, the engine has {sorted(engine.adapters)}")
+        return {name: _text_side(each) for name, each in {host: engine, **engine.adapters}.items()}
+
+    def _info(self, name: str, host: str) -> ModelInfo:
         model = self._ready.get(name)
-        engine = model.engine if model is not None else self._given.get(name)
-        if engine is not None:
-            info = engine.info
-            return ModelInfo(
-                name=name,
-                ready=model is not None,
-                engine=info.engine,
-                model=info.model,
-                dtype=info.dtype,
-                max_model_len=info.max_model_len,
-                vocab_size=info.vocab_size,
-                fingerprint=info.fingerprint,
-                signals=list(info.signals),
-                tokenizer=model.tokenizer if model is not None else "",
-                error=self._errors.get(name),
-            )
-        settings = self._settings[name]
+        if model is not None:
+            return _info_of(name, model.engine, ready=model.engine.fault is None, tokenizer=model.tokenizer)
+        error = self._errors.get(host)
+        if host in self._given:
+            engine = self._given[host]
+            return _info_of(name, engine if name == host else engine.adapters[name], error=error)
+        settings = self._settings[host]
         return ModelInfo(
             name=name,
             ready=False,
             engine=settings.engine,
-            model=settings.model,
-            dtype=settings.dtype,
+            model=settings.model if name == host else str(getattr(settings, "adapters", {})[name]),
+            dtype=getattr(settings, "dtype", ""),
             max_model_len=settings.max_model_len or 0,
             vocab_size=0,
             fingerprint="",
             signals=[],
             tokenizer="",
-            error=self._errors.get(name),
+            error=error,
         )
 
 
-def _loaded(load: Load, settings: ModelSettings) -> tuple[Engine, Text | None, str]:
-    return _text_side(load(settings.engine, **settings.model_dump(exclude={"engine"})))
+def _hosts(announced: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Every name -> the model it is loaded with: itself, or the one whose adapter it is. `announced` are the adapters
+    of each model. Raises ValueError if two models have one name.
+    """
+    hosts = {}
+    for host, adapters in announced.items():
+        for name in (host, *adapters):
+            if name in hosts or (name != host and name in announced):
+                raise ValueError(f"models.{host}.adapters.{name}: another model has this name already")
+            hosts[name] = host
+    return hosts
+
+
+def _info_of(
+    name: str, engine: Engine, *, ready: bool = False, tokenizer: str = "", error: str | None = None
+) -> ModelInfo:
+    info = engine.info
+    return ModelInfo(
+        name=name,
+        ready=ready,
+        engine=info.engine,
+        model=info.model,
+        dtype=info.dtype,
+        max_model_len=info.max_model_len,
+        vocab_size=info.vocab_size,
+        fingerprint=info.fingerprint,
+        signals=list(info.signals),
+        tokenizer=tokenizer,
+        error=error,
+        fault=engine.fault,
+    )
+
+
+def _loaded(load: Load, settings: ModelSettings) -> Engine:
+    return load(settings.engine, **settings.model_dump(exclude={"engine"}))
+
+
+def _given(engine: Engine) -> Engine:
+    return engine
 
 
 def _text_side(engine: Engine) -> tuple[Engine, Text | None, str]:

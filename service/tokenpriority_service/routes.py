@@ -16,8 +16,8 @@ from fastapi import APIRouter, Depends, Request, Response
 from tokenpriority import methods, wire
 from tokenpriority.errors import ApiError, TooLarge, Unavailable
 from tokenpriority_service import media, record
+from tokenpriority_service.dispatch import RETRY_SECONDS
 from tokenpriority_service.failure import answer_type
-from tokenpriority_service.models import RETRY_SECONDS
 from tokenpriority_service.service import Service
 
 
@@ -65,7 +65,7 @@ def create_router(service: Service) -> APIRouter:
 
     @router.get("/readyz")
     async def readyz(request: Request) -> Response:
-        """Every model is ready and the server is not draining."""
+        """Every model is ready, its engine in order, and the server is not draining."""
         if service.gate.draining:
             raise Unavailable("the server is draining")
         unready = service.models.unready

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence as Many
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import numpy as np
@@ -16,26 +16,26 @@ import numpy as np
 from tokenpriority import spans
 from tokenpriority.arrays import Namespace
 from tokenpriority.errors import ApiError
-from tokenpriority.evidence import SIGNALS, Evidence
+from tokenpriority.evidence import OPTIONAL_SIGNALS, SIGNALS, Evidence
 from tokenpriority.methods import Inputs, prioritise
 from tokenpriority_service.admission import Admission
-from tokenpriority_service.dispatch import Dispatcher, Work
+from tokenpriority_service.dispatch import Work
 from tokenpriority_service.door import Draft, Request
-from tokenpriority_service.engines.engine import Job, Rows
+from tokenpriority_service.engines.engine import Rows
 from tokenpriority_service.item import Refused, Sequence
 from tokenpriority_service.models import Model
-from tokenpriority_service.store import EvidenceStore, Wanted, content_key
+from tokenpriority_service.store import EvidenceStore, Wanted, content_keys
 
 NUMPY = cast(Namespace, np)
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """The evidence of one sequence under one model: a [6, T] float32 array, or the error it met."""
+    """The evidence of one sequence under one model, float32 [6 or 7, T], or the error it met."""
 
     rows: Rows | ApiError
     cached: bool = False
-    """Whether it came from the store."""
+    """Whether all of it came from the store."""
 
 
 @dataclass(slots=True)
@@ -43,7 +43,7 @@ class Cost:
     """What a request took; milliseconds."""
 
     cached_tokens: int = 0
-    """Tokens of sequences whose evidence, under every model, came from the store."""
+    """Tokens whose evidence, under every model, came from the store: of whole sequences, or of their beginnings."""
     queue_ms: float = 0.0
     """From arrival until an engine began with the first of its work."""
     engine_ms: float = 0.0
@@ -63,13 +63,27 @@ class Scored:
 
 @dataclass(slots=True)
 class _Plan:
-    """What one sequence needs of one model: a hit, work to wait for, or nothing."""
+    """What one sequence needs of one model: a known beginning, and work to wait for if that is not all."""
 
     model: Model
     sequence: Sequence
     wanted: Wanted
-    hit: Rows | None = None
+    known: Rows
+    """[6 or 7, n]: what the store knows, see EvidenceStore.find."""
     work: Work | None = None
+
+    @property
+    def known_tokens(self) -> int:
+        return len(self.known[0])
+
+    @property
+    def rest(self) -> Wanted:
+        """What the store does not know."""
+        return replace(self.wanted, score_from=max(self.wanted.score_from, self.known_tokens))
+
+    @property
+    def missing(self) -> bool:
+        return self.rest.score_from < self.wanted.length
 
     @property
     def place(self) -> tuple[str, bytes]:
@@ -92,13 +106,9 @@ async def gather(request: Request, store: EvidenceStore, admission: Admission) -
     every sequence met one. Cancelling it gives up what nobody else waits for.
     """
     arrived = time.monotonic()
-    models = _models(request.draft)
-    plans = [[_plan(model, each) for model in models] for each in request.sequences if isinstance(each, Sequence)]
-    flat = [plan for row in plans for plan in row if plan.sequence.score_from < len(plan.sequence.token_ids)]
-    for plan, hit in zip(flat, await store.find([plan.wanted for plan in flat]), strict=True):
-        plan.hit = hit
+    plans = await _plans(request, store)
     # No await from here to the joins: what is admitted is exactly what is enqueued.
-    missing = [plan for plan in flat if plan.hit is None]
+    missing = [plan for row in plans for plan in row if plan.missing]
     _enqueue(missing, admission)
     works = [plan.model.dispatcher.join(plan.work) for plan in missing if plan.work is not None]
     try:
@@ -129,49 +139,63 @@ def score(request: Request, gathered: Gathered) -> list[Scored | Refused]:
     return out
 
 
-def _plan(model: Model, sequence: Sequence) -> _Plan:
-    key = content_key(model.engine.info.fingerprint, sequence.token_ids)
-    return _Plan(model, sequence, Wanted(key, sequence.score_from))
+async def _plans(request: Request, store: EvidenceStore) -> list[list[_Plan]]:
+    """For each sequence that can be scored, a plan per model, with what the store knows."""
+    wishes = [
+        [(model, each, _wanted(model, each, top20)) for model, top20 in _models(request.draft)]
+        for each in request.sequences
+        if isinstance(each, Sequence)
+    ]
+    found = iter(await store.find([wanted for row in wishes for _, _, wanted in row]))
+    return [[_Plan(model, each, wanted, next(found)) for model, each, wanted in row] for row in wishes]
 
 
-def _models(draft: Draft) -> list[Model]:
-    return [draft.model] if draft.base is None else [draft.model, draft.base]
+def _wanted(model: Model, sequence: Sequence, top20: bool) -> Wanted:
+    keys = content_keys(model.engine.info.fingerprint, sequence.token_ids)
+    return Wanted(keys, len(sequence.token_ids), sequence.score_from, top20)
+
+
+def _models(draft: Draft) -> list[tuple[Model, bool]]:
+    """The models of a request, and whether `entropy_top20` is wanted of each."""
+    models = [(draft.model, "entropy_top20" in draft.signals)]
+    return models if draft.base is None else [*models, (draft.base, False)]
 
 
 def _enqueue(missing: Many[_Plan], admission: Admission) -> None:
     """Give each plan its work: some in progress, or new work for which the tokens are admitted together."""
-    jobs: dict[tuple[str, bytes], tuple[Dispatcher, Job]] = {}
+    new: dict[tuple[str, bytes], tuple[_Plan, Wanted]] = {}
     for plan in missing:
-        plan.work = plan.model.dispatcher.find(plan.wanted)
+        plan.work = plan.model.dispatcher.find(plan.rest)
         if plan.work is None:
-            start = plan.wanted.score_from
-            if plan.place in jobs:  # the same sequence twice in one request: computed once, as widely as either wants
-                start = min(start, jobs[plan.place][1].score_from)
-            jobs[plan.place] = plan.model.dispatcher, Job(plan.sequence.token_ids, start)
-    admission.admit(sum(len(job.token_ids) for _, job in jobs.values()))
-    works = {place: dispatcher.enqueue(place[1], job) for place, (dispatcher, job) in jobs.items()}
+            # The same sequence twice in one request is computed once, as widely as both want.
+            new[plan.place] = plan, plan.rest.union(new[plan.place][1]) if plan.place in new else plan.rest
+    admission.admit(sum(wanted.length for _, wanted in new.values()))
+    works = {
+        place: plan.model.dispatcher.enqueue(wanted, plan.sequence.token_ids) for place, (plan, wanted) in new.items()
+    }
     for plan in missing:
         if plan.work is None:
             plan.work = works[plan.place]
 
 
 def _known(plan: _Plan) -> Known:
-    start = plan.sequence.score_from
-    if plan.hit is not None:
-        return Known(plan.hit, cached=True)
-    if plan.work is None:
-        return Known(np.full((len(SIGNALS), len(plan.sequence.token_ids)), np.nan, np.float32))
-    result = plan.work.done.result()
+    """The store's part and the engine's, put together. Work shared with others may know more than was asked for."""
+    if plan.known_tokens == plan.wanted.length:
+        return Known(plan.known, cached=True)
+    result = plan.work.done.result() if plan.work is not None else None
     if isinstance(result, ApiError):
         return Known(result)
-    # Work shared with a wider request knows more; what was not asked for is NaN, as from the store.
-    rows = result.copy()
-    rows[:, :start] = np.nan
+    rows = np.full((plan.wanted.rows, plan.wanted.length), np.nan, np.float32)
+    rows[:, : plan.known_tokens] = plan.known
+    if result is None:  # nothing was wanted of it
+        return Known(rows)
+    start = plan.rest.score_from
+    rows[:, start:] = result[: plan.wanted.rows, start:]
     return Known(rows)
 
 
 def _cost(plans: list[list[_Plan]], works: list[Work], arrived: float) -> Cost:
-    cached = sum(len(row[0].sequence.token_ids) for row in plans if all(plan.hit is not None for plan in row))
+    cached = sum(min(plan.known_tokens for plan in row) for row in plans)
     if not works:
         return Cost(cached)
     began = max(arrived, min(work.started or arrived for work in works))
@@ -190,11 +214,11 @@ def _raise_if_all_failed(known: list[list[Known] | None]) -> None:
 
 def _score(draft: Draft, sequence: Sequence, known: list[Known]) -> Scored:
     evidence = []
-    for model, each in zip(_models(draft), known, strict=True):
+    for (model, _), each in zip(_models(draft), known, strict=True):
         if isinstance(each.rows, ApiError):
             raise each.rows
         absent = [name for name in SIGNALS if name not in model.engine.info.signals]
-        rows = dict(zip(SIGNALS, each.rows, strict=True)) | dict.fromkeys(absent)
+        rows = dict(zip(SIGNALS + OPTIONAL_SIGNALS, each.rows, strict=False)) | dict.fromkeys(absent)
         evidence.append(Evidence(**rows))
     inputs = Inputs(sequence.mask, reference=evidence[0], base=evidence[1] if len(evidence) > 1 else None)
     priorities = prioritise(draft.method, draft.params, inputs, xp=NUMPY)

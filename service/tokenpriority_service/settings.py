@@ -1,6 +1,6 @@
 """The one configuration of a server process, read once at start.
 
-Knows the fields, their types, limits and defaults, and where values come from: command-line options before
+Knows the sections (those of models are in `settings_models`) and where values come from: command-line options before
 environment variables (`TOKENPRIORITY_SERVER__PORT=9000`) before the TOML file. Unknown keys are errors. Knows nothing
 of what the values do.
 """
@@ -10,9 +10,9 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -20,18 +20,36 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from tokenpriority_service.section import Section
+from tokenpriority_service.settings_errors import InvalidSettings, explain
+from tokenpriority_service.settings_models import (
+    AnyModel,
+    FakeModel,
+    ModelSettings,
+    RemoteModel,
+    TorchModel,
+    VllmModel,
+)
+
+__all__ = [
+    "LOOPBACK",
+    "FakeModel",
+    "InvalidSettings",
+    "ModelSettings",
+    "RemoteModel",
+    "ServerSettings",
+    "Settings",
+    "StoreSettings",
+    "TeamSettings",
+    "TorchModel",
+    "VllmModel",
+    "read",
+]
+
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
-class InvalidSettings(Exception):
-    """The configuration cannot be used; the message is one line naming the key, its value and the limit."""
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
-
-
-class ServerSettings(_Section):
+class ServerSettings(Section):
     """`[server]`: where it listens and how much it takes at once."""
 
     host: str = "127.0.0.1"
@@ -59,35 +77,14 @@ class ServerSettings(_Section):
         return self
 
 
-class StoreSettings(_Section):
+class StoreSettings(Section):
     """`[store]`: the evidence kept in memory."""
 
     max_bytes: int = Field(1_073_741_824, ge=0)
     """Most bytes of evidence kept (24 per scored token); the least recently used goes first. 0 keeps nothing."""
 
 
-class ModelSettings(_Section):
-    """`[models.NAME]`: one named model of the server."""
-
-    model: str = Field(min_length=1)
-    """Folder of a transformers checkpoint, or its hub name. The fake engine takes it as a name alone."""
-    engine: Literal["torch", "fake"] = "torch"
-    """What runs it."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Type of the weights and of the forward pass; evidence is float32 whatever this is."""
-    device: Literal["cpu", "cuda"] = "cpu"
-    """Where it runs."""
-    max_model_len: int | None = Field(None, ge=1)
-    """Longest sequence taken, in tokens; default the checkpoint's."""
-    max_batch_tokens: int = Field(8192, ge=1)
-    """Most tokens, padding included, of one forward pass."""
-    logits_bytes: int = Field(268_435_456, ge=1)
-    """Most bytes of logits alive at once."""
-    threads: int | None = Field(None, ge=1)
-    """CPU threads of the engine; default torch's."""
-
-
-class TeamSettings(_Section):
+class TeamSettings(Section):
     """`[teams.NAME]`: who may call. No teams: no keys, loopback only."""
 
     key_sha256: str = Field(pattern="^[0-9a-f]{64}$")
@@ -107,7 +104,7 @@ class Settings(BaseSettings):
 
     server: ServerSettings = ServerSettings()
     store: StoreSettings = StoreSettings()
-    models: dict[str, ModelSettings] = {}
+    models: dict[str, AnyModel] = {}
     teams: dict[str, TeamSettings] = {}
 
     @classmethod
@@ -131,6 +128,30 @@ class Settings(BaseSettings):
             owner[team.key_sha256] = name
         return self
 
+    @model_validator(mode="after")
+    def _names_are_one_models(self) -> Self:
+        owner = {name: f"models.{name}" for name in self.models}
+        for name, model in self.models.items():
+            for adapter in model.names:
+                key = f"models.{name}.adapters.{adapter}"
+                if adapter in owner:
+                    raise ValueError(f"{key}: {owner[adapter]} has this name already; every model needs its own")
+                owner[adapter] = key
+        return self
+
+    @model_validator(mode="after")
+    def _shares_fit_a_gpu(self) -> Self:
+        shares = {
+            f"models.{name}.memory_share": model.memory_share
+            for name, model in self.models.items()
+            if isinstance(model, VllmModel) and model.memory_share is not None
+        }
+        # Whatever their tensor_parallel, all begin at the first GPU.
+        if (total := sum(shares.values())) > 1 + 1e-9:
+            stated = ", ".join(f"{key} = {share:g}" for key, share in shares.items())
+            raise ValueError(f"{stated}: shares of the same GPUs must sum to at most 1, got {total:g}")
+        return self
+
 
 def read(file: Path | None = None, options: Mapping[str, Any] | None = None) -> Settings:
     """Settings from a TOML file, the environment and options. Raises InvalidSettings."""
@@ -145,16 +166,4 @@ def read(file: Path | None = None, options: Mapping[str, Any] | None = None) -> 
     except tomllib.TOMLDecodeError as error:
         raise InvalidSettings(f"{file}: not valid TOML: {error}") from None
     except ValidationError as error:
-        raise InvalidSettings(f"{file or 'settings'}: {_explain(error)}") from None
-
-
-def _explain(error: ValidationError) -> str:
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
-    kinds = {"extra_forbidden": "unknown key", "missing": "is required"}
-    what = kinds.get(first["type"], first["msg"].removeprefix("Value error, "))
-    # A key pasted in place of its hash is not printed.
-    shown = first["type"] not in ("missing", "value_error") and first["loc"][:1] != ("teams",)
-    got = f", got {first['input']!r}" if shown else ""
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{key}: {what}{got}{more}" if key else f"{what}{more}"
+        raise InvalidSettings(f"{file or 'settings'}: {explain(error)}") from None

@@ -25,7 +25,7 @@ from tokenpriority.errors import ApiError, InvalidSequence, TooLarge
 from tokenpriority.methods import describe
 from tokenpriority.schema import PriorityRequest
 from tokenpriority_service.app import create_app
-from tokenpriority_service.engines.engine import Engine, Job, Rows
+from tokenpriority_service.engines.engine import Engine, EngineInfo, Job, Rows
 from tokenpriority_service.engines.fake import FakeEngine
 from tokenpriority_service.settings import Settings
 
@@ -207,17 +207,15 @@ def server() -> Iterator[ContractServer]:
         yield contract
 
 
-class Relabelled:
+class Relabelled(FakeEngine):
     """The fake engine speaking of other ids: another model of the same vocabulary, for the base."""
 
-    def __init__(self) -> None:
-        self._inner = FakeEngine()
-        self.info = replace(self._inner.info, model="base", fingerprint="relabelled")
-        self.tokenizer = self._inner.tokenizer
-        self.close = self._inner.close
+    @property
+    def info(self) -> EngineInfo:
+        return replace(super().info, model="base", fingerprint="relabelled")
 
     async def score(self, jobs: Sequence[Job]) -> list[Rows | Exception]:
-        return await self._inner.score([replace(job, token_ids=(job.token_ids + 1) % 512) for job in jobs])
+        return await super().score([replace(job, token_ids=(job.token_ids + 1) % 512) for job in jobs])
 
 
 @pytest.fixture(scope="session")

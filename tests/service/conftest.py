@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,12 +21,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tokenpriority import wire
+from tokenpriority.errors import Unavailable
 from tokenpriority_service.app import create_app
 from tokenpriority_service.engines.engine import Engine, EngineInfo, Job, Rows
 from tokenpriority_service.engines.fake import FakeEngine
 from tokenpriority_service.server import Server, listen
 from tokenpriority_service.service import Service
-from tokenpriority_service.settings import ModelSettings, Settings
+from tokenpriority_service.settings import Settings, TorchModel
 
 HEADER = "{{ '<|im_start|>' + m.role + '\n' }}"
 BODY = "{{ m.content + '<|im_end|>\n' }}"
@@ -70,6 +72,12 @@ class Probe:
     spoil: Callable[[Job, Rows], Any] | None = None
     cancelled: int = 0
     finished: int = 0
+    fault: str | None = None
+    most_calls: int = 0
+    most_tokens: int = 0
+    calls: list[int] = field(default_factory=list)
+    """Tokens of each call in progress."""
+    siblings: dict[str, Engine] = field(default_factory=dict)
     vocab_size: int | None = None
 
     def __post_init__(self) -> None:
@@ -83,7 +91,21 @@ class Probe:
     def tokenizer(self) -> Any | None:
         return self.inner.tokenizer
 
+    @property
+    def adapters(self) -> Mapping[str, Engine]:
+        return self.siblings
+
     async def score(self, jobs: Sequence[Job]) -> list[Any]:
+        tokens = sum(len(job.token_ids) for job in jobs)
+        self.calls.append(tokens)
+        self.most_calls = max(self.most_calls, len(self.calls))
+        self.most_tokens = max(self.most_tokens, sum(self.calls))
+        try:
+            return await self._score(jobs)
+        finally:
+            self.calls.remove(tokens)
+
+    async def _score(self, jobs: Sequence[Job]) -> list[Any]:
         self.jobs += jobs
         try:
             while not self.release.is_set():  # noqa: ASYNC110  # set from the test's own thread
@@ -91,6 +113,8 @@ class Probe:
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
+        if self.fault is not None:
+            return [Unavailable(self.fault) for _ in jobs]
         rows = await self.inner.score(jobs)
         self.finished += len(jobs)
         if self.spoil is None:
@@ -142,6 +166,22 @@ def running(
 def serve() -> Callable[..., contextlib.AbstractContextManager[Running]]:
     """Makes servers: `with serve({"reference": engine}) as server`."""
     return running
+
+
+def leave_early(server: Any, body: Any, wait: Callable[[], None]) -> None:
+    """Send a request whole, wait, and close the connection before the answer."""
+    content = wire.encode(body, wire.JSON)
+    fields = {"host": "x", "content-type": wire.JSON, "content-length": len(content)}
+    head = "POST /v1/priorities HTTP/1.1\r\n" + "".join(f"{k}: {v}\r\n" for k, v in fields.items()) + "\r\n"
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(head.encode() + content)
+        wait()
+
+
+@pytest.fixture(scope="session")
+def hang_up() -> Callable[..., None]:
+    return leave_early
 
 
 @pytest.fixture(scope="session")
@@ -227,9 +267,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> dic
 
 @pytest.fixture(scope="session")
 def torch_settings(checkpoints: dict[str, Path]) -> Settings:
-    return Settings(
-        models={name: ModelSettings(model=str(path), engine="torch", threads=1) for name, path in checkpoints.items()}
-    )
+    return Settings(models={name: TorchModel(model=str(path), threads=1) for name, path in checkpoints.items()})
 
 
 @pytest.fixture(scope="session")

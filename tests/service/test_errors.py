@@ -18,6 +18,9 @@ TALK = [{"role": "user", "content": "hi there"}, {"role": "assistant", "content"
 
 ENVELOPE: dict[str, tuple[Any, int, str, list[str]]] = {
     "unknown field": ({"sequences": [GOOD], "colour": 1}, 422, "invalid_request", ["colour"]),
+    "a temperature": (
+        {"sequences": [GOOD], "temperature": 0.7}, 422, "invalid_request", ["unknown field", "`temperature`"],
+    ),
     "no sequences": ({}, 422, "invalid_request", ["sequences"]),
     "empty sequences": ({"sequences": []}, 422, "invalid_request", ["sequences", ">= 1", "[]"]),
     "sequences of a wrong type": ({"sequences": 3}, 422, "invalid_request", ["sequences", "array", "3"]),
@@ -73,6 +76,7 @@ ITEMS: dict[str, tuple[dict[str, Any], str, list[str]]] = {
     ),
     "empty completion": ({"prompt": "ab", "completion": ""}, "invalid_sequence", ["completion", "no token"]),
     "unknown field": ({"token_ids": [1], "colour": 1}, "invalid_sequence", ["colour"]),
+    "a temperature": ({"token_ids": [1], "temperature": 1.0}, "invalid_sequence", ["`temperature`"]),
     "text of a wrong type": ({"text": 5}, "invalid_sequence", ["text", "`str`", "5"]),
     "id out of vocabulary": (
         {"token_ids": [1, 2, 70_000]}, "invalid_sequence", ["token_ids[2]", "70000", "vocabulary size"],

@@ -23,9 +23,9 @@ from typer.testing import CliRunner
 
 from tokenpriority_service.command import serve as serve_command
 from tokenpriority_service.engines.fake import FakeEngine
-from tokenpriority_service.settings import ModelSettings, Settings
+from tokenpriority_service.settings import FakeModel, Settings, TorchModel
 
-FAKE = ModelSettings(model="fake", engine="fake")
+FAKE = FakeModel(model="fake")
 BODY = {"sequences": [{"token_ids": [1, 2, 3]}]}
 SERVE = (
     "import typer; from tokenpriority_service.command import serve; app = typer.Typer(); app.command()(serve); app()"
@@ -73,7 +73,7 @@ def test_a_given_engine_is_listed_before_it_is_ready(serve: Any, wait_until: Cal
 
 def test_a_model_that_fails_to_load_takes_no_other_down(serve: Any, tmp_path: Path) -> None:
     """The real torch engine on a folder that holds no model."""
-    broken = ModelSettings(model=str(tmp_path), engine="torch")
+    broken = TorchModel(model=str(tmp_path))
     settings = Settings(models={"broken": broken, "reference": FAKE})
     with serve(settings=settings, ready=False) as server:
         deadline = time.monotonic() + 60
@@ -143,7 +143,7 @@ def test_the_command_serves_and_stops_on_sigterm(tmp_path: Path) -> None:
     config = tmp_path / "server.toml"
     config.write_text('[server]\nport = 0\n[models.reference]\nmodel = "made up"\nengine = "fake"\n')
     with process("--config", str(config)) as (child, said):
-        assert "model reference: made up (fake, float32, cpu)" in said
+        assert "model reference: made up (fake)" in said
         assert "no key is asked for" in said
         url = re.findall(r"http://\S+", said)[0]
         assert httpx.get(f"{url}/healthz", timeout=60).status_code == 200
@@ -222,7 +222,7 @@ def test_mistakes_at_start_are_one_line(tmp_path: Path, taken: str) -> None:
         (("--config", str(tmp_path / "none.toml")), 2, "no such file"),
         (("--config", str(typo)), 2, "server.prot: unknown key"),
         (("--model", "/no/such/folder"), 2, "models.reference.model: no such folder"),
-        (("--model", "x", "--engine", "vllm"), 2, "models.reference.engine"),
+        (("--model", "x", "--engine", "tpu"), 2, "--engine: must be one of torch, vllm, remote, fake"),
         (("--engine", "fake"), 2, "--engine: goes with --model"),
         (("--model", "x", "--engine", "fake", "--host", "0.0.0.0"), 2, "server.host"),
         (("--model", "x", "--engine", "fake", "--port", taken), 1, f"port {taken}"),

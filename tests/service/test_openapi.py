@@ -8,6 +8,7 @@ import pytest
 
 from tokenpriority import schema, wire
 from tokenpriority.errors import ERROR_TYPES
+from tokenpriority.evidence import OPTIONAL_SIGNALS, SIGNALS
 from tokenpriority_service.openapi import EXAMPLES
 from tokenpriority_service.settings import Settings, TeamSettings
 
@@ -40,6 +41,11 @@ def test_the_scoring_route_has_both_formats_and_all_errors(document: Any) -> Non
     for name, each in ERROR_TYPES.items():
         if each.status not in (401, 403):
             assert f"`{name}`" in operation["responses"][str(each.status)]["description"]
+
+
+def test_the_signals_that_may_be_asked_for_are_listed(document: Any) -> None:
+    signals = document["components"]["schemas"]["PriorityRequest"]["properties"]["signals"]["items"]
+    assert signals["enum"] == [*SIGNALS, *OPTIONAL_SIGNALS]
 
 
 def test_every_route_is_there_with_its_answer(document: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tokenpriority import wire
 from tokenpriority.errors import EngineFault, Overloaded
 from tokenpriority_service.admission import RETRY_SECONDS, Admission
 from tokenpriority_service.engines.fake import FakeEngine
@@ -221,19 +219,12 @@ def test_a_signal_the_engine_lacks(serve: Any, probe: Any) -> None:
         assert "signals[0]: model 'reference' gives logprob, got 'rank'" in response.json()["error"]["message"]
 
 
-def hang_up(server: Any, body: Any, wait: Callable[[], None]) -> None:
-    """Send a request whole, wait, and close the connection before the answer."""
-    content = wire.encode(body, wire.JSON)
-    fields = {"host": "x", "content-type": wire.JSON, "content-length": len(content)}
-    head = "POST /v1/priorities HTTP/1.1\r\n" + "".join(f"{k}: {v}\r\n" for k, v in fields.items()) + "\r\n"
-    host, port = server.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port))) as connection:
-        connection.sendall(head.encode() + content)
-        wait()
-
-
 def test_a_client_that_hangs_up_cancels_its_work(
-    serve: Any, probe: Any, wait_until: Callable[..., None], caplog: pytest.LogCaptureFixture
+    serve: Any,
+    probe: Any,
+    wait_until: Callable[..., None],
+    hang_up: Callable[..., None],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO", "tokenpriority_service")
     with serve({"reference": probe}) as server:
@@ -255,7 +246,7 @@ def test_a_client_that_hangs_up_cancels_its_work(
 
 
 def test_work_others_wait_for_outlives_a_client_that_hangs_up(
-    serve: Any, probe: Any, pool: ThreadPoolExecutor, wait_until: Callable[..., None]
+    serve: Any, probe: Any, pool: ThreadPoolExecutor, wait_until: Callable[..., None], hang_up: Callable[..., None]
 ) -> None:
     with serve({"reference": probe}) as server:
         probe.release.clear()
@@ -272,38 +263,3 @@ def test_work_others_wait_for_outlives_a_client_that_hangs_up(
         assert other[0].result()[0]["priorities"] == [0, 1, 1]
         assert probe.cancelled == 0
         assert len(probe.jobs) == 2
-
-
-def test_queued_work_of_a_client_that_hangs_up_never_starts(
-    serve: Any, probe: Any, pool: ThreadPoolExecutor, wait_until: Callable[..., None]
-) -> None:
-    with serve({"reference": probe}) as server:
-        probe.release.clear()
-        first = pool.submit(server.score, {"token_ids": [1, 2, 3]})
-        wait_until(lambda: bool(probe.jobs), "the first job in the engine")
-        admission = server.service.admission
-        hang_up(
-            server,
-            {"sequences": [{"token_ids": [4, 5]}]},
-            lambda: wait_until(lambda: admission.queued_tokens == 5, "the queued job"),
-        )
-        wait_until(lambda: admission.queued_tokens == 3, "the dropped job")
-        probe.release.set()
-        assert first.result()[0]["priorities"] == [0, 1, 1]
-        assert len(probe.jobs) == 1
-
-
-def test_a_large_queue_is_worked_off_in_order_and_in_slices(
-    serve: Any, probe: Any, pool: ThreadPoolExecutor, wait_until: Callable[..., None]
-) -> None:
-    with serve({"reference": probe}) as server:
-        probe.release.clear()
-        first = pool.submit(server.score, {"token_ids": [0]}, {"token_ids": [0, 1]})
-        wait_until(lambda: len(probe.jobs) == 1, "the first job")
-        sequences = [{"token_ids": [n] * 20_000} for n in range(1, 6)]
-        second = pool.submit(server.score, *sequences)
-        wait_until(lambda: server.service.admission.queued_tokens == 100_002, "the queue")
-        probe.release.set()
-        first.result()
-        assert [r["token_ids"][0] for r in second.result()] == [1, 2, 3, 4, 5]
-        assert [int(job.token_ids[0]) for job in probe.jobs] == [0, 1, 2, 3, 4, 5]

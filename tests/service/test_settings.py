@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
-from tokenpriority_service.command import check
-from tokenpriority_service.settings import InvalidSettings, Settings, read
+from tokenpriority_service import checks
+from tokenpriority_service.checks import check
+from tokenpriority_service.settings import (
+    FakeModel,
+    InvalidSettings,
+    RemoteModel,
+    ServerSettings,
+    Settings,
+    StoreSettings,
+    TeamSettings,
+    TorchModel,
+    VllmModel,
+    read,
+)
+from tokenpriority_service.settings_models import MODELS as CLASSES
 
 FILE = """
 [server]
@@ -28,6 +45,10 @@ key_sha256 = "0000000000000000000000000000000000000000000000000000000000000000"
 """
 
 
+VLLM = "[models.a]\nmodel = 'x'\nengine = 'vllm'\n"
+REMOTE = "[models.a]\nmodel = 'x'\nengine = 'remote'\n"
+
+
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "server.toml"
@@ -39,9 +60,9 @@ def test_a_file_and_its_defaults(file: Path) -> None:
     settings = read(file)
     assert (settings.server.port, settings.server.max_sequences, settings.server.host) == (9000, 5, "127.0.0.1")
     assert settings.store.max_bytes == 1000
-    assert settings.models["reference"].dtype == "bfloat16"
-    assert (settings.models["reference"].engine, settings.models["base"].engine) == ("torch", "fake")
-    assert settings.models["reference"].logits_bytes == 268_435_456
+    assert settings.models["reference"] == TorchModel(model="some/model", dtype="bfloat16", max_model_len=128)
+    assert settings.models["base"] == FakeModel(model="fake")
+    assert settings.models["reference"].model_dump()["logits_bytes"] == 268_435_456
     assert list(settings.teams) == ["alpha"]
 
 
@@ -52,8 +73,7 @@ def test_options_before_environment_before_file(file: Path, monkeypatch: pytest.
     monkeypatch.setenv("TOKENPRIORITY_API_KEY", "a client's own")
     settings = read(file, {"server": {"host": "localhost"}})
     assert (settings.server.port, settings.server.host, settings.server.max_sequences) == (9001, "localhost", 5)
-    assert settings.models["reference"].dtype == "float16"
-    assert settings.models["reference"].max_model_len == 128
+    assert settings.models["reference"] == TorchModel(model="some/model", dtype="float16", max_model_len=128)
 
 
 def test_settings_are_frozen(file: Path) -> None:
@@ -71,9 +91,29 @@ def test_settings_are_frozen(file: Path) -> None:
         ('[server]\nport = "x"', ["server.port", "'x'"]),
         ("[server]\nmax_queued_tokens = 7", ["server", "max_queued_tokens", "524288", "7"]),
         ("[models.a]\ndtype = 'float32'", ["models.a.model", "is required"]),
-        ("[models.a]\nmodel = 'x'\nengine = 'vllm'", ["models.a.engine", "'torch'", "'vllm'"]),
+        ("[models.a]\nmodel = 'x'\nengine = 'tpu'", ["models.a.engine:", "'torch'", "'vllm'", "'remote'", "got 'tpu'"]),
+        ("[models]\na = 3", ["models.a: must be a table, got 3"]),
         ("[models.a]\nmodel = 'x'\ndtype = 'int8'", ["models.a.dtype", "'bfloat16'", "'int8'"]),
         ("[models.a]\nmodel = 'x'\nthreads = 0", ["models.a.threads", "1", "0"]),
+        (
+            VLLM + "device = 'cpu'",
+            ['models.a.device: not a setting of engine "vllm"', "its settings are model, engine"],
+        ),
+        (VLLM + "temperature = 0.7", ['models.a.temperature: not a setting of engine "vllm"']),
+        ("[models.a]\nmodel = 'x'\nevidence = 'full'", ['models.a.evidence: not a setting of engine "torch"']),
+        ("[models.a]\nmodel = 'x'\nengine = 'fake'\ndtype = 'float32'", ["models.a.dtype: not a setting", '"fake"']),
+        (VLLM + "memory_share = 1.5", ["models.a.memory_share", "1", "1.5"]),
+        (VLLM + "memory_share = 0", ["models.a.memory_share", "greater than 0"]),
+        (VLLM + "kv_cache_bytes = 0", ["models.a.kv_cache_bytes", "got 0"]),
+        (VLLM + "tensor_parallel = 0", ["models.a.tensor_parallel", "got 0"]),
+        (VLLM + "max_model_len = 1", ["models.a.max_model_len", "2", "got 1"]),
+        (VLLM + "evidence = 'some'", ["models.a.evidence", "'full'", "'prompt_logprobs'", "got 'some'"]),
+        (VLLM + "adapters = {tuned = ''}", ["models.a.adapters.tuned", "got ''"]),
+        (REMOTE[:-1], ["models.a.urls: is required"]),
+        (REMOTE + "urls = []", ["models.a.urls", "1"]),
+        (REMOTE + "urls = ['ftp://h']", ["models.a.urls.0", "http://HOST"]),
+        (REMOTE + "urls = ['http://h', 'http://h']", ["models.a.urls", "http://h is there 2 times"]),
+        (REMOTE + "urls = ['http://h']\ntimeout = 0", ["models.a.timeout", "greater than 0"]),
         (f"[teams.a]\nkey_sha256 = '{'0' * 64}'\n[teams.b]\nkey_sha256 = '{'0' * 64}'", ["teams.b", "teams.a"]),
         ("[server", ["not valid TOML"]),
     ],
@@ -97,6 +137,59 @@ def test_a_key_in_place_of_its_hash_is_not_printed(tmp_path: Path) -> None:
     assert "secret" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "urls = ['http://me:secret@h']",
+        "urls = ['http://secret@h']",
+        "urls = ['http://h']\napi_key_env = 'sk-secret'",
+        "urls = ['http://h']\napi_key = 'sk-secret'",
+    ],
+)
+def test_an_api_key_in_the_file_is_not_printed(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "server.toml"
+    path.write_text(REMOTE + text)
+    with pytest.raises(InvalidSettings, match=r"models\.a\.(urls|api_key)") as error:
+        read(path)
+    assert "secret" not in str(error.value)
+
+
+def test_lists_and_tables_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {"A__MODEL": "m", "A__ENGINE": "remote", "A__URLS": '["http://h:1", "http://h:2"]'}
+    values |= {"B__MODEL": "m", "B__ENGINE": "vllm", "B__MEMORY_SHARE": "0.5", "B__ADAPTERS__TUNED": "owner/name"}
+    for name, value in values.items():
+        monkeypatch.setenv(f"TOKENPRIORITY_MODELS__{name}", value)
+    assert read().models == {
+        "a": RemoteModel(model="m", urls=["http://h:1", "http://h:2"]),
+        "b": VllmModel(model="m", memory_share=0.5, adapters={"tuned": "owner/name"}),
+    }
+
+
+def vllm_models(**models: dict[str, Any]) -> dict[str, Any]:
+    return {"models": {name: {"model": "owner/name", "engine": "vllm", **each} for name, each in models.items()}}
+
+
+def test_memory_shares_of_one_gpu_sum_to_at_most_one() -> None:
+    shares = [{"memory_share": share} for share in (0.7, 0.2, 0.1)]
+    Settings.model_validate(vllm_models(**dict(zip("abc", shares, strict=True))))
+    with pytest.raises(
+        ValueError, match=r"models\.a\.memory_share = 0\.7, models\.b\.memory_share = 0\.4: .* got 1\.1"
+    ):
+        Settings.model_validate(vllm_models(a=shares[0], b={"memory_share": 0.4}))
+
+
+def test_every_model_has_a_name_of_its_own() -> None:
+    tuned = {"adapters": {"tuned": "owner/tuned"}}
+    assert Settings.model_validate(vllm_models(a=tuned)).models["a"].names == ("tuned",)
+    for models, words in (
+        ({"a": {"adapters": {"a": "x"}}}, r"models\.a\.adapters\.a: models\.a has this name"),
+        ({"a": tuned, "tuned": {}}, r"models\.a\.adapters\.tuned: models\.tuned has this name"),
+        ({"a": tuned, "b": tuned}, r"models\.b\.adapters\.tuned: models\.a\.adapters\.tuned has this name"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            Settings.model_validate(vllm_models(**models))
+
+
 def test_an_environment_variable_with_a_typo(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOKENPRIORITY_SERVER__PROT", "1")
     with pytest.raises(InvalidSettings, match=r"server\.prot: unknown key"):
@@ -116,11 +209,53 @@ def test_an_open_server_stays_on_loopback(host: str) -> None:
     check(Settings.model_validate({**MODELS, **TEAMS, "server": {"host": host}}))
 
 
-@pytest.mark.parametrize("model", ["/no/such/folder", "./missing", "~/missing", "a/b/c"])
-def test_a_model_that_is_not_there(model: str) -> None:
-    settings = Settings.model_validate({"models": {"reference": {"model": model}}})
-    with pytest.raises(InvalidSettings, match=r"models\.reference\.model: no such folder"):
+@pytest.mark.parametrize("path", ["/no/such/folder", "./missing", "~/missing", "a/b/c"])
+@pytest.mark.parametrize(
+    ("field", "given"),
+    [
+        ("model", {}),
+        ("model", {"engine": "vllm"}),
+        ("adapters.tuned", {"engine": "vllm"}),
+        ("tokenizer", {"engine": "remote", "urls": ["http://h"]}),
+    ],
+)
+def test_a_folder_that_is_not_there(path: str, field: str, given: dict[str, Any]) -> None:
+    pytest.importorskip("vllm") if given.get("engine") == "vllm" else None
+    value = {"adapters": {"tuned": path}} if field.startswith("adapters") else {field: path}
+    settings = Settings.model_validate({"models": {"reference": {"model": "owner/name", **given, **value}}})
+    with pytest.raises(InvalidSettings, match=rf"models\.reference\.{field}: no such folder"):
         check(settings)
+
+
+def test_a_remote_model_needs_the_variable_it_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    remote = {"model": "m", "engine": "remote", "urls": ["http://h"], "api_key_env": "THEIR_KEY"}
+    settings = Settings.model_validate({"models": {"reference": remote}})
+    for value in (None, ""):
+        monkeypatch.delenv("THEIR_KEY", raising=False) if value is None else monkeypatch.setenv("THEIR_KEY", value)
+        with pytest.raises(InvalidSettings, match=r"api_key_env: the environment variable THEIR_KEY is not set"):
+            check(settings)
+    monkeypatch.setenv("THEIR_KEY", "secret")
+    check(settings)
+
+
+@pytest.mark.parametrize("cpu", [True, False])
+def test_vllm_models_on_the_same_gpus_state_their_shares(monkeypatch: pytest.MonkeyPatch, cpu: bool) -> None:
+    monkeypatch.setattr(checks, "missing", lambda kind: None)
+    monkeypatch.setattr(checks, "builds_for_cpu", lambda: cpu)
+    half = {"memory_share": 0.5}
+    check(Settings.model_validate(vllm_models(a={})))
+    check(Settings.model_validate(vllm_models(a=half, b=half)))
+    expected: Any = contextlib.nullcontext()
+    if not cpu:
+        words = r"models\.b\.memory_share: is required, above 0 and at most 1, beside .* \(models\.a\)"
+        expected = pytest.raises(InvalidSettings, match=words)
+    with expected:
+        check(Settings.model_validate(vllm_models(a=half, b={})))
+
+
+def test_the_installed_vllm_is_known_by_its_version() -> None:
+    interface = pytest.importorskip("vllm.platforms")
+    assert checks.builds_for_cpu() == interface.current_platform.is_cpu()
 
 
 def test_what_may_be_served(tmp_path: Path) -> None:
@@ -130,24 +265,30 @@ def test_what_may_be_served(tmp_path: Path) -> None:
         check(Settings())
 
 
-def test_every_field_is_explained() -> None:
-    for section in ("ServerSettings", "StoreSettings", "ModelSettings", "TeamSettings"):
-        properties: dict[str, Any] = Settings.model_json_schema()["$defs"][section]["properties"]
-        assert [name for name, field in properties.items() if not field.get("description")] == []
+README = (Path(__file__).parents[2] / "service" / "README.md").read_text()
+SECTIONS: dict[str, type[BaseModel]] = {
+    "[server]": ServerSettings,
+    "[store]": StoreSettings,
+    "[teams.NAME]": TeamSettings,
+    **{f'[models.NAME] with engine = "{engine}"': settings for engine, settings in CLASSES.items()},
+}
 
 
-def test_the_readme_lists_every_field_with_its_default() -> None:
-    readme = (Path(__file__).parents[2] / "service" / "README.md").read_text()
-    rows = {row.split("`")[1]: row.split("|")[2].strip(" `") for row in readme.splitlines() if row.startswith("| `")}
-    definitions = Settings.model_json_schema()["$defs"]
-    for section, prefix in (
-        ("ServerSettings", "server"),
-        ("StoreSettings", "store"),
-        ("ModelSettings", "models.NAME"),
-        ("TeamSettings", "teams.NAME"),
-    ):
-        for name, field in definitions[section]["properties"].items():
-            shown = rows[f"{prefix}.{name}"]
-            default = field.get("default")
-            expected = f"{default:g}" if isinstance(default, float) else str(default)
-            assert default is None or shown == expected, name
+@pytest.mark.parametrize("section", SECTIONS.values(), ids=SECTIONS)
+def test_every_field_is_explained(section: type[BaseModel]) -> None:
+    assert [name for name, field in section.model_fields.items() if not field.description] == []
+
+
+@pytest.mark.parametrize(("title", "section"), SECTIONS.items(), ids=SECTIONS)
+def test_the_readme_lists_every_field_with_its_default(title: str, section: type[BaseModel]) -> None:
+    [text] = re.findall(rf"^`{re.escape(title)}`.*?\n\n(\|.*?)\n\n", README, re.DOTALL | re.MULTILINE)
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", text, re.MULTILINE))
+    fields = {name: field for name, field in section.model_fields.items() if name != "engine"}
+    assert list(rows) == list(fields)
+    for name, field in fields.items():
+        shown, default = rows[name].strip("`"), field.get_default(call_default_factory=True)
+        if field.is_required():
+            assert shown == "required", name
+        elif default is not None:
+            expected = f"{default:g}" if isinstance(default, float) else json.dumps(default).strip('"')
+            assert (shown or '""') == (expected or '""'), name

@@ -18,10 +18,11 @@ from tokenpriority.errors import TokenPriorityError
 GROUP = "tokenpriority.commands"
 HELP = {
     "serve": "Serve log-probabilities and priorities of one or more models.",
+    "verify": "Compare vLLM's evidence for a model with transformers', offline.",
     "train": "Train with weighted SFT against a scoring server.",
     "demo": "Run everything end to end on small models and print one table.",
 }
-EXTRA = {"serve": "service", "train": "trainer", "demo": "service,trainer"}
+EXTRA = {"serve": "service", "verify": "service", "train": "trainer", "demo": "service,trainer"}
 """Extra of this distribution that a command needs."""
 
 

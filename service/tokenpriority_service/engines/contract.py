@@ -5,10 +5,11 @@ Knows jobs and rows. Knows nothing of models: an engine keeps the protocol by ca
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from tokenpriority.errors import EngineFault, InvalidSequence
-from tokenpriority.evidence import SIGNALS
 from tokenpriority_service.engines.engine import EngineInfo, Job, Rows
 
 
@@ -26,6 +27,8 @@ def check_job(job: Job, info: EngineInfo) -> None:
     if int(ids.max()) >= info.vocab_size:
         where = int(ids.argmax())
         raise InvalidSequence(f"token_ids[{where}]: expected an id below {info.vocab_size}, got {int(ids[where])}")
+    if job.top20 and "entropy_top20" not in info.signals:
+        raise InvalidSequence(f"signals: engine {info.engine!r} does not give entropy_top20")
     if job.score_from < 1:
         raise InvalidSequence(f"score_from: expected at least 1, got {job.score_from}")
 
@@ -36,19 +39,23 @@ def wanted(job: Job) -> int:
 
 
 def empty_rows(job: Job) -> Rows:
-    """The [6, T] float32 array of a job before anything is known: all NaN."""
-    return np.full((len(SIGNALS), len(job.token_ids)), np.nan, np.float32)
+    """The float32 array of a job, [6, T] or [7, T], before anything is known: all NaN."""
+    return np.full((len(job.rows), len(job.token_ids)), np.nan, np.float32)
 
 
-def filled_rows(job: Job, evidence: Rows) -> Rows:
-    """The [6, T] array of a job from the [6, wanted] evidence of its scored positions.
+def filled_rows(job: Job, evidence: Rows, signals: Sequence[str] | None = None) -> Rows:
+    """The array of a job, [R, T] with R = len(job.rows), from the evidence of its scored positions, one row for each
+    of `signals`, which are those of `job.rows` where not given; other rows stay NaN.
 
     Raises EngineFault naming position and signal if anything wanted is not finite.
     """
+    names = tuple(job.rows if signals is None else signals)
+    if evidence.shape != (len(names), wanted(job)):
+        raise EngineFault(f"expected evidence of shape {[len(names), wanted(job)]}, got {list(evidence.shape)}")
     if not np.isfinite(evidence).all():
         column, row = np.argwhere(~np.isfinite(evidence.T))[0]
         value = evidence[row, column]
-        raise EngineFault(f"the model gave {SIGNALS[row]} = {value} at position {job.score_from + int(column)}")
+        raise EngineFault(f"the model gave {names[row]} = {value} at position {job.score_from + int(column)}")
     rows = empty_rows(job)
-    rows[:, job.score_from :] = evidence
+    rows[[job.rows.index(name) for name in names], job.score_from :] = evidence
     return rows

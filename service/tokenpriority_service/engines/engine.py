@@ -6,11 +6,13 @@ imported when that engine is loaded, never by this file.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+
+from tokenpriority.evidence import OPTIONAL_SIGNALS, SIGNALS
 
 Ids = np.ndarray[Any, np.dtype[np.uint32]]
 Rows = np.ndarray[Any, np.dtype[np.float32]]
@@ -26,6 +28,13 @@ class Job:
 
     token_ids: Ids
     score_from: int = 1
+    top20: bool = False
+    """Whether `entropy_top20` is wanted too; only of an engine whose `EngineInfo.signals` lists it."""
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """The signal of each row of the evidence: six, or seven where `top20`."""
+        return SIGNALS + OPTIONAL_SIGNALS if self.top20 else SIGNALS
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +49,8 @@ class EngineInfo:
     fingerprint: str
     """Hex digest of weights, revision, dtype, numerics and tokenizer: of anything that moves a number."""
     signals: tuple[str, ...]
-    """The rows of `evidence.SIGNALS` this engine fills; others it leaves NaN and they are reported absent."""
+    """Those of `evidence.SIGNALS` and `OPTIONAL_SIGNALS` this engine fills. Rows of other `SIGNALS` it leaves NaN and
+    they are reported absent; optional signals not listed here are never asked for."""
 
 
 class Engine(Protocol):
@@ -54,10 +64,19 @@ class Engine(Protocol):
     def tokenizer(self) -> Any | None:
         """The model's transformers tokenizer, or None if it takes ids only."""
 
+    @property
+    def adapters(self) -> Mapping[str, Engine]:
+        """Further models on the same weights (LoRA adapters), by name; constant, and closed with this engine."""
+
+    @property
+    def fault(self) -> str | None:
+        """Why it cannot score now (its process died and is being restarted, no replica answers), or None; cheap."""
+
     async def score(self, jobs: Sequence[Job]) -> list[Rows | Exception]:
-        """Evidence of each job in order: a [6, T] float32 array, rows in the order of `tokenpriority.evidence.SIGNALS`,
-        NaN before `score_from` and at index 0; or the exception that job met. Never a short array, never NaN where
-        evidence was wanted. A cancelled call drops what has not begun.
+        """Evidence of each job in order: a float32 array [6, T], or [7, T] for a job with `top20`, rows in the order of
+        `Job.rows`, NaN before `score_from` and at index 0; or the exception that job met. Never a short array, never
+        NaN where evidence was wanted. While there is a `fault`, each job meets Unavailable at once. A cancelled call
+        drops what has not begun. Calls may run at the same time.
         """
 
     async def close(self) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from importlib.util import find_spec
 from itertools import accumulate, pairwise
@@ -21,15 +21,16 @@ from typing import Any
 import numpy as np
 
 from tokenpriority.errors import InvalidSequence, Unavailable
-from tokenpriority.evidence import SIGNALS
+from tokenpriority.evidence import OPTIONAL_SIGNALS, SIGNALS
 from tokenpriority_service.engines import byte_tokenizer
 from tokenpriority_service.engines.contract import check_job
-from tokenpriority_service.engines.engine import EngineInfo, Ids, Job, Rows
+from tokenpriority_service.engines.engine import Engine, EngineInfo, Ids, Job, Rows
 
 VERSION = 1
 """Part of the fingerprint; raised whenever a change here moves a number."""
 
 _SHAPES = 8
+_TOP = 20
 _BELOW_ONE = 1 - 2.0**-24  # the largest float32 below 1
 
 # Of a 32-bit multiplicative hash; the step between positions is even, so that every factor is odd.
@@ -72,7 +73,7 @@ class FakeEngine:
             max_model_len=max_model_len,
             vocab_size=vocab_size,
             fingerprint=digest.hexdigest(),
-            signals=SIGNALS,
+            signals=SIGNALS + OPTIONAL_SIGNALS,
         )
 
     @property
@@ -84,6 +85,16 @@ class FakeEngine:
     def tokenizer(self) -> Any | None:
         """One token per byte, with a chat template; None if transformers is not installed."""
         return byte_tokenizer.byte_tokenizer() if find_spec("transformers") else None
+
+    @property
+    def adapters(self) -> Mapping[str, Engine]:
+        """None."""
+        return {}
+
+    @property
+    def fault(self) -> str | None:
+        """None: what `fail` names is each job's."""
+        return None
 
     async def score(self, jobs: Sequence[Job]) -> list[Rows | Exception]:
         """Evidence of each job in order, see `Engine.score`."""
@@ -112,10 +123,13 @@ class FakeEngine:
         if not jobs:
             return []
         lengths = [len(job.token_ids) for job in jobs]
-        evidence = self._table.take(self._entries([job.token_ids for job in jobs], lengths), axis=1)
+        entries = self._entries([job.token_ids for job in jobs], lengths)
+        evidence = self._table[: len(SIGNALS)].take(entries, axis=1)
         results = []
         for job, (start, end) in zip(jobs, pairwise(accumulate(lengths, initial=0)), strict=True):
-            rows = evidence[:, start:end].copy()
+            rows = np.empty((len(job.rows), end - start), np.float32)
+            rows[: len(SIGNALS)] = evidence[:, start:end]
+            rows[len(SIGNALS) :] = self._table[len(SIGNALS) : len(rows)].take(entries[start:end], axis=1)
             rows[:, : job.score_from] = np.nan
             results.append(rows)
         return results
@@ -143,7 +157,7 @@ class FakeEngine:
 
 
 def _table(vocab_size: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """[6, shapes * 2V]: the evidence of every place of every shape, rows in the order of `SIGNALS`.
+    """[7, shapes * 2V]: the evidence of every place of every shape, `SIGNALS` and then `OPTIONAL_SIGNALS`.
 
     Each shape stands there twice, so that an id plus a rotation below V needs no wrapping around.
     """
@@ -152,7 +166,7 @@ def _table(vocab_size: int) -> np.ndarray[Any, np.dtype[np.float32]]:
 
 
 def _shape(vocab_size: int, number: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """[6, V]: the evidence of every place of one shape, from steep (nearly one token) to flat (nearly uniform)."""
+    """[7, V]: the evidence of every place of one shape, from steep (nearly one token) to flat (nearly uniform)."""
     group = 1 + number % 2
     level = np.arange(vocab_size) // group
     decay = 512 / 8 ** (number // 2) / level[-1]
@@ -161,6 +175,7 @@ def _shape(vocab_size: int, number: int) -> np.ndarray[Any, np.dtype[np.float64]
     above = np.concatenate([[0], np.cumsum(mass)])[level * group]
     tied = (group - 1) * mass
     entropy, top = -(mass * logprob).sum(), logprob[0]
+    first = mass[:_TOP] / mass[:_TOP].sum()  # places go from likely to unlikely
     return np.stack(
         [
             logprob,
@@ -169,5 +184,6 @@ def _shape(vocab_size: int, number: int) -> np.ndarray[Any, np.dtype[np.float64]
             1.0 + level * group,
             np.minimum(above, np.minimum(1 - (mass + tied), _BELOW_ONE)),
             tied,
+            np.full(vocab_size, -(first * np.log(first)).sum()),
         ]
     )

@@ -53,6 +53,14 @@ def model_fingerprint(model: Any, tokenizer: Any | None, numerics: dict[str, str
     return digest.hexdigest()
 
 
+def files_fingerprint(files: dict[str, str], tokenizer: Any | None, numerics: dict[str, str]) -> str:
+    """32 hex digits over a checkpoint's files, name -> digest (`checkpoint.digest_files`), its tokenizer and `numerics`.
+
+    For engines that hold the weights in another process, or on another machine.
+    """
+    return _digest({"files": files, "numerics": numerics, "tokenizer": tokenizer_fingerprint(tokenizer)})
+
+
 def _update_with_weights(digest: Any, model: Any) -> None:
     """Name, dtype, shape and raw bytes of each tensor by name; a tied tensor's bytes once, then by its first name."""
     import torch  # here, so that a server without a torch model can digest its tokenizer

@@ -16,18 +16,14 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from tokenpriority_service.engines.statistics import SIGNALS, token_statistics
+from tokenpriority_service.engines.chunks import chunk_rows
+from tokenpriority_service.engines.statistics import token_statistics
 
 _FACTORS = ("logit_scale", "lm_head_multiplier", "output_multiplier")
 _CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 _DIVISOR = "logits_scaling"
 _NOT_A_DIVISOR_OF = ("hyperclovax",)
 """Architectures (`model_type`) that multiply by what the others divide by."""
-
-# On a CPU a fresh block above 32 MiB costs more to map than to fill; below 128 rows the product rereads lm_head
-# too often.
-_CPU_LOGITS_BYTES = 31 << 20
-_CPU_LEAST_ROWS = 128
 
 
 def hidden_states(model: PreTrainedModel, ids: Tensor) -> Tensor:
@@ -55,7 +51,7 @@ class Head:
         self._scale = _scale(config)
         self._cap = next((cap for name in _CAPS if (cap := _number(config, name))), None)
         self.vocab_size: int = lm_head.weight.shape[0]
-        self.chunk_rows = _chunk_rows(logits_bytes, self.vocab_size, lm_head.weight.device.type)
+        self.chunk_rows = chunk_rows(logits_bytes, self.vocab_size, lm_head.weight.device.type)
 
     def logits(self, rows: Tensor) -> Tensor:
         """Logits [n, V] float32 of hidden rows [n, H], at most `chunk_rows` of them for the bound to hold.
@@ -69,13 +65,12 @@ class Head:
             logits.div_(self._cap).tanh_().mul_(self._cap)
         return logits
 
-    def evidence(self, rows: Tensor, targets: Tensor) -> Tensor:
-        """Evidence [6, n] float32 of hidden rows [n, H] for targets [n] int64, in chunks."""
-        out = torch.empty(SIGNALS, len(rows), dtype=torch.float32, device=rows.device)
-        for start in range(0, len(rows), self.chunk_rows):
-            chunk = slice(start, start + self.chunk_rows)
-            out[:, chunk] = token_statistics(self.logits(rows[chunk]), targets[chunk])
-        return out
+    def evidence(self, rows: Tensor, targets: Tensor, *, top20: bool = False) -> Tensor:
+        """Evidence [6, n] float32 of hidden rows [n, H] for targets [n] int64, in chunks; [7, n] with `top20`."""
+        chunks = [slice(start, start + self.chunk_rows) for start in range(0, len(rows), self.chunk_rows)]
+        return torch.cat(
+            [token_statistics(self.logits(rows[chunk]), targets[chunk], top20=top20) for chunk in chunks], dim=1
+        )
 
     def amplify(self, factor: float) -> RemovableHandle:
         """Multiply whatever lm_head is given, here and in the model's own forward, until the handle is removed."""
@@ -99,13 +94,3 @@ def _scale(config: Any) -> float:
 def _number(config: Any, name: str) -> float | None:
     value = getattr(config, name, None)
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
-def _chunk_rows(logits_bytes: int, vocab_size: int, device: str) -> int:
-    row_bytes = 4 * vocab_size
-    if logits_bytes < row_bytes:
-        raise ValueError(f"logits_bytes: one row of {vocab_size} logits takes {row_bytes} bytes, got {logits_bytes}")
-    rows = logits_bytes // row_bytes
-    if device == "cpu":
-        rows = min(rows, max(_CPU_LEAST_ROWS, _CPU_LOGITS_BYTES // row_bytes))
-    return rows

@@ -2,13 +2,14 @@
 
 Knows padding, alignment and which rows are wanted. Knows nothing of queues, and leaves the vocabulary to the head.
 
-Shapes: B jobs padded to L tokens, N wanted positions in all.
+Shapes: B jobs padded to L tokens, N wanted positions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,28 +31,44 @@ class Scorer:
 
     @torch.inference_mode()
     def score(self, jobs: Sequence[Job]) -> list[Rows | Exception]:
-        """Evidence [6, T] of each job, or an EngineFault where some of it is not finite."""
-        ids, rows, targets = (array.to(self._model.device) for array in _inputs(jobs))
-        hidden = hidden_states(self._model, ids).flatten(0, 1)[rows]
-        evidence = self._head.evidence(hidden, targets).cpu().numpy()
-        edges = accumulate((wanted(job) for job in jobs), initial=0)
-        return [_result(job, evidence[:, a:b]) for job, (a, b) in zip(jobs, pairwise(edges), strict=True)]
+        """Evidence of each job, see `Engine.score`, or an EngineFault where some of it is not finite.
+
+        One forward for all; the head twice where some jobs want `top20` and others do not pay for it.
+        """
+        ids = _padded(jobs)
+        hidden = hidden_states(self._model, torch.from_numpy(ids).to(self._model.device)).flatten(0, 1)
+        results: dict[int, Rows | Exception] = {}
+        for top20 in {job.top20 for job in jobs}:
+            numbers = [number for number, job in enumerate(jobs) if job.top20 == top20]
+            rows, targets = (array.to(hidden.device) for array in _wanted_rows(ids, jobs, numbers))
+            evidence = self._head.evidence(hidden[rows], targets, top20=top20).cpu().numpy()
+            edges = accumulate((wanted(jobs[number]) for number in numbers), initial=0)
+            for number, (a, b) in zip(numbers, pairwise(edges), strict=True):
+                results[number] = _result(jobs[number], evidence[:, a:b])
+        return [results[number] for number in range(len(jobs))]
 
 
-def _inputs(jobs: Sequence[Job]) -> tuple[Tensor, Tensor, Tensor]:
-    """Right-padded ids [B, L], wanted rows [N] of the flattened batch, and their targets [N]; int64.
+def _padded(jobs: Sequence[Job]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Right-padded ids [B, L]."""
+    ids = np.zeros((len(jobs), max(len(job.token_ids) for job in jobs)), np.int64)
+    for number, job in enumerate(jobs):
+        ids[number, : len(job.token_ids)] = job.token_ids
+    return ids
+
+
+def _wanted_rows(
+    ids: np.ndarray[Any, np.dtype[np.int64]], jobs: Sequence[Job], numbers: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Wanted rows [N] of the flattened batch, and their targets [N], of these jobs; int64.
 
     Row i - 1 predicts token i.
     """
-    length = max(len(job.token_ids) for job in jobs)
-    ids = np.zeros((len(jobs), length), np.int64)
     rows, targets = [], []
-    for number, job in enumerate(jobs):
-        size = len(job.token_ids)
-        ids[number, :size] = job.token_ids
-        rows.append(np.arange(job.score_from - 1, size - 1) + number * length)
-        targets.append(ids[number, job.score_from : size])
-    return torch.from_numpy(ids), torch.from_numpy(np.concatenate(rows)), torch.from_numpy(np.concatenate(targets))
+    for number in numbers:
+        start, size = jobs[number].score_from, len(jobs[number].token_ids)
+        rows.append(np.arange(start - 1, size - 1) + number * ids.shape[1])
+        targets.append(ids[number, start:size])
+    return torch.from_numpy(np.concatenate(rows)), torch.from_numpy(np.concatenate(targets))
 
 
 def _result(job: Job, evidence: Rows) -> Rows | Exception:

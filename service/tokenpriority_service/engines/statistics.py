@@ -1,75 +1,135 @@
-"""Logits to evidence: the six signals of each row, from the full vocabulary.
+"""Logits to evidence: the signals of each row, from the full vocabulary.
 
-Knows float32 logits, targets and the definitions of the signals. Knows nothing of models, sequences or batches, and
-imports torch alone, so that any engine can run it where its logits are.
+Knows float32 logits, targets and the definitions of the signals, also where each process holds only a shard of the
+vocabulary. Knows nothing of models, sequences or batches, and imports torch alone, so that any engine can run it where
+its logits are.
 
-Shapes: n rows, V the vocabulary.
+Shapes: n rows, V the vocabulary (the local part of it, if sharded).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-VERSION = 1
+VERSION = 2
 """Part of every fingerprint; raised whenever a change here moves a number."""
 
 SIGNALS = 6
-"""Rows returned: logprob, entropy, top1_logprob, rank, mass_above, mass_tied."""
+"""Rows always returned: logprob, entropy, top1_logprob, rank, mass_above, mass_tied."""
+
+TOP = 20
+"""Of how many tokens `entropy_top20` is the entropy."""
 
 # Elements of the block all passes run over before the next is begun. On a CPU one block and its two temporaries stay
 # in the cache (three times faster than passes over 256 MiB); on a GPU they only have to fill the device.
-_CPU_BLOCK = 1 << 17
+_CPU_BLOCK = 1 << 16
 _GPU_BLOCK = 1 << 24
 
-# exp() of this is 0 in float32, and its product with 0 is 0 where that of -inf would be NaN.
-_FLOOR = -120.0
+# Probabilities below exp(-87) are taken as that, 1.6e-38: the next ones down are denormal, ten times slower on a CPU,
+# and the product of exp(-inf) = 0 with -inf would be NaN. Over a million tokens this adds 1e-30 to a sum that is >= 1.
+_FLOOR = -87.0
 
 
-def token_statistics(logits: Tensor, targets: Tensor) -> Tensor:
-    """Evidence of each row, [6, n] float32 on the device of the logits, rows in the order of `evidence.SIGNALS`.
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """The local part of a vocabulary that is split over processes; all of them call with the same rows at once."""
 
-    `logits` [n, V] float32 is overwritten; `targets` [n] int64 below V. Natural logarithm; with q = softmax(logits)
-    and y the target: log q(y); -sum q log q; max log q; 1 + #{v: z_v > z_y}; sum of q(v) over z_v > z_y; sum of q(v)
-    over v != y with z_v = z_y. Above and tied are decided on the logits z themselves, so they are exact; the rank is
-    exact below 2**24. Logits of -inf (a suppressed vocabulary) have probability 0. A row with NaN, +inf or nothing
-    finite comes back NaN, a target of -inf as a logprob of -inf: never as a plausible number.
+    start: int
+    """Id of the token in the first local column."""
+    gather: Callable[[Tensor], Tensor]
+    """From [n, k] of this process to [processes, n, k] of all, in every process."""
 
-    Beside the logits, two [b, V] float32 temporaries exist, b rows being one block (at least one row; 0.5 MiB on a
+
+def token_statistics(logits: Tensor, targets: Tensor, *, top20: bool = False, shard: Shard | None = None) -> Tensor:
+    """Evidence of each row, [6, n] float32 on the device of the logits, rows in the order of `evidence.SIGNALS`; with
+    `top20` a seventh row, `entropy_top20`.
+
+    `logits` [n, V] float32 is overwritten; `targets` [n] int64 are ids below the whole vocabulary's size. Natural
+    logarithm; with q = softmax(logits) and y the target: log q(y); -sum q log q; max log q; 1 + #{v: z_v > z_y}; sum
+    of q(v) over z_v > z_y; sum of q(v) over v != y with z_v = z_y; the entropy of the 20 largest q, renormalised. Above
+    and tied are decided on the logits z themselves, so they are exact; the rank is exact below 2**24. Logits of -inf (a
+    suppressed vocabulary) have probability 0. A row with NaN, +inf or nothing finite comes back NaN, a target of -inf
+    as a logprob of -inf: never as a plausible number.
+
+    With a `shard`, V is local and all processes return the same; only [n, 2], [n, 5] and [n, 20] leave a process.
+
+    Beside the logits, two [b, V] float32 temporaries exist, b rows being one block (at least one row; 0.25 MiB on a
     CPU, 64 MiB on a GPU).
     """
     count, vocab = logits.shape
-    block = max(1, (_GPU_BLOCK if logits.is_cuda else _CPU_BLOCK) // vocab)
-    out = torch.empty(SIGNALS, count, dtype=torch.float32, device=logits.device)
-    above, scratch = torch.empty(2, min(block, count), vocab, dtype=torch.float32, device=logits.device)
-    for start in range(0, count, block):
-        rows = logits[start : start + block]
-        size = len(rows)
-        _block(rows, targets[start : start + block], above[:size], scratch[:size], out[:, start : start + block])
-    return out
+    start = 0 if shard is None else shard.start
+    largest = _largest(logits, shard) if top20 else None
+    ends = torch.empty(count, 2, dtype=torch.float32, device=logits.device)
+    sums = torch.empty(count, 5, dtype=torch.float32, device=logits.device)
+    size = max(1, (_GPU_BLOCK if logits.is_cuda else _CPU_BLOCK) // vocab)
+    blocks = [slice(first, first + size) for first in range(0, count, size)]
+    space = torch.empty(2, min(size, count), vocab, dtype=torch.float32, device=logits.device)
+    if shard is None:
+        for rows in blocks:
+            ends[rows] = _ends(logits[rows], targets[rows], start)
+            sums[rows] = _sums(logits[rows], ends[rows], space)
+    else:  # two collectives in all, not two a block
+        for rows in blocks:
+            ends[rows] = _ends(logits[rows], targets[rows], start)
+        ends = shard.gather(ends).amax(0)
+        for rows in blocks:
+            sums[rows] = _sums(logits[rows], ends[rows], space)
+        sums = shard.gather(sums).sum(0)
+    evidence = _evidence(ends, sums)
+    return evidence if largest is None else torch.cat([evidence, _entropy(largest)[None]])
 
 
-def _block(logits: Tensor, targets: Tensor, above: Tensor, scratch: Tensor, out: Tensor) -> None:
-    """Fill `out` [6, b]; overwrites logits, above and scratch, all [b, V]."""
-    target = logits.gather(1, targets[:, None])
+def _ends(logits: Tensor, targets: Tensor, start: int) -> Tensor:
+    """[b, 2]: the target's logit, -inf if another process holds it, and the largest."""
+    local = targets - start
+    here = (local >= 0) & (local < logits.shape[1])
+    target = logits.gather(1, local.clamp(0, logits.shape[1] - 1)[:, None]).squeeze(1)
+    return torch.stack([torch.where(here, target, -torch.inf), logits.amax(1)], 1)
+
+
+def _sums(logits: Tensor, ends: Tensor, space: Tensor) -> Tensor:
+    """[b, 5], with z - peak = s: sum of e^s, of s e^s, of e^s above the target, tokens above, tokens tied (the target
+    itself too). Overwrites logits [b, V] and space [2, >= b, V].
+    """
+    above, weights = space[:, : len(logits)]
+    target, peak = ends[:, :1], ends[:, 1:]
+    torch.eq(logits, target, out=weights)
+    tied_count = weights.sum(1)
     torch.gt(logits, target, out=above)
-    torch.eq(logits, target, out=scratch)
-    others_above = above.sum(1)
-    others_tied = scratch.sum(1) - 1
-
-    peak = logits.amax(1, keepdim=True)
+    above_count = above.sum(1)
     shifted = logits.sub_(peak).clamp_(min=_FLOOR)
-    weights = torch.exp(shifted, out=scratch)
+    torch.exp(shifted, out=weights)
     total = weights.sum(1)
-    log_total = total.log()
-    logprob = (target - peak).squeeze(1) - log_total
-    probability = logprob.exp()
-    tied = others_tied * probability
+    return torch.stack([total, shifted.mul_(weights).sum(1), above.mul_(weights).sum(1), above_count, tied_count], 1)
 
-    out[0] = logprob
-    out[1] = log_total - shifted.mul_(weights).sum(1) / total
-    out[2] = -log_total
-    out[3] = others_above + 1
+
+def _evidence(ends: Tensor, sums: Tensor) -> Tensor:
+    """[6, n] from the target's and the largest logits [n, 2] and the sums [n, 5] over the whole vocabulary."""
+    target, peak = ends.unbind(1)
+    total, weighted, above, above_count, tied_count = sums.unbind(1)
+    log_total = total.log()
+    logprob = (target - peak) - log_total
+    probability = logprob.exp()
+    tied = (tied_count - 1) * probability
     # Sums over the same weights may round apart; the masses of disjoint tokens stay between 0 and 1 together.
-    out[4] = torch.minimum(weights.mul_(above).sum(1) / total, 1 - (tied + probability)).clamp_(min=0)
-    out[5] = tied
+    mass_above = torch.minimum(above / total, 1 - (tied + probability)).clamp(min=0)
+    return torch.stack([logprob, log_total - weighted / total, -log_total, above_count + 1, mass_above, tied])
+
+
+def _largest(logits: Tensor, shard: Shard | None) -> Tensor:
+    """[n, 20] or fewer: the largest logits of the whole vocabulary."""
+    largest = logits.topk(min(TOP, logits.shape[1]), dim=1).values
+    if shard is None:
+        return largest
+    everywhere = shard.gather(largest).transpose(0, 1).flatten(1)
+    return everywhere.topk(min(TOP, everywhere.shape[1]), dim=1).values
+
+
+def _entropy(logits: Tensor) -> Tensor:
+    """[n]: entropy of softmax over [n, k] logits."""
+    logprob = logits.log_softmax(1).clamp(min=_FLOOR)
+    return -(logprob.exp() * logprob).sum(1)

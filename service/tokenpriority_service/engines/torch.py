@@ -6,7 +6,7 @@ Knows how a model is loaded and when to refuse it. Leaves batches to `batches`, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,11 +16,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils.hub import has_file
 
 from tokenpriority.errors import InvalidSequence
-from tokenpriority.evidence import SIGNALS
+from tokenpriority.evidence import OPTIONAL_SIGNALS, SIGNALS
 from tokenpriority_service.engines import statistics
 from tokenpriority_service.engines.batches import plan_batches
 from tokenpriority_service.engines.contract import check_job, empty_rows, wanted
-from tokenpriority_service.engines.engine import EngineInfo, Job, Rows
+from tokenpriority_service.engines.engine import Engine, EngineInfo, Job, Rows
 from tokenpriority_service.engines.fingerprint import model_fingerprint
 from tokenpriority_service.engines.head import Head
 from tokenpriority_service.engines.probe import check_model
@@ -72,7 +72,7 @@ class TorchEngine:
             max_model_len=length,
             vocab_size=vocab_size,
             fingerprint=model_fingerprint(loaded, self._tokenizer, _numerics(loaded, dtype, device)),
-            signals=SIGNALS,
+            signals=SIGNALS + OPTIONAL_SIGNALS,
         )
         self._threads = threads
         self._scorer: Scorer | None = Scorer(loaded, head)
@@ -88,6 +88,16 @@ class TorchEngine:
     def tokenizer(self) -> Any | None:
         """The tokenizer beside the weights, or None if there is none."""
         return self._tokenizer
+
+    @property
+    def adapters(self) -> Mapping[str, Engine]:
+        """None: merge an adapter into its model, or load it with the vllm engine."""
+        return {}
+
+    @property
+    def fault(self) -> str | None:
+        """None: it lives and dies with this process."""
+        return None
 
     async def score(self, jobs: Sequence[Job]) -> list[Rows | Exception]:
         """Evidence of each job in order, see `Engine.score`; jobs of concurrent calls share batches."""

@@ -135,6 +135,17 @@ class Lab:
         rows = [self.statistics(row, y) for row, y in zip(logits, ids[1:].tolist(), strict=False)]
         return np.array([[math.nan] * 7, *rows]).T
 
+    def top20(self, model: Any, job: Job) -> Any:
+        """(T,) float64 from a float64 model: entropy of the 20 likeliest, renormalised; NaN at index 0."""
+        with torch.no_grad():
+            ids = torch.from_numpy(job.token_ids.astype(np.int64))
+            logits = model(input_ids=ids[None], use_cache=False).logits[0].double().tolist()
+        out = [math.nan]
+        for row in logits[:-1]:
+            weights = [math.exp(z - max(row)) for z in sorted(row, reverse=True)[:20]]
+            out.append(-math.fsum(w / math.fsum(weights) * math.log(w / math.fsum(weights)) for w in weights))
+        return np.array(out)
+
     @staticmethod
     def statistics(logits: Sequence[float], y: int) -> list[float]:
         """The six signals of one row by their definitions, then the least distance of another logit to the target's."""

@@ -23,6 +23,7 @@ def ids(*values: int) -> np.ndarray[tuple[int], np.dtype[np.uint32]]:
         (Job(ids(*range(9))), "token_ids: expected 1 to 8 tokens, got 9"),
         (Job(ids(1, 2, 10)), r"token_ids\[2\]: expected an id below 10, got 10"),
         (Job(ids(1, 2), score_from=0), "score_from: expected at least 1, got 0"),
+        (Job(ids(1, 2), top20=True), "signals: engine 'x' does not give entropy_top20"),
         (Job(ids(1, 2).reshape(1, 2)), "token_ids: expected a 1-D uint32 array, got 2-D uint32"),
         (Job(ids(1, 2).astype(np.float64)), "token_ids: expected a 1-D uint32 array, got 1-D float64"),
     ],
@@ -42,6 +43,17 @@ def test_rows_are_filled_from_score_from() -> None:
     rows = filled_rows(job, np.arange(12, dtype=np.float32).reshape(6, 2))
     np.testing.assert_array_equal(np.isnan(rows), np.isnan(empty_rows(job)) & (np.arange(4) < 2))
     np.testing.assert_array_equal(rows[:, 2:], np.arange(12).reshape(6, 2))
+
+
+def test_a_job_with_top20_has_a_seventh_row() -> None:
+    job = Job(ids(1, 2, 3), score_from=2, top20=True)
+    assert job.rows[6:] == ("entropy_top20",)
+    assert empty_rows(job).shape == (7, 3)
+    np.testing.assert_array_equal(filled_rows(job, np.ones((7, 1), np.float32))[:, 2], np.ones(7))
+    with pytest.raises(EngineFault, match="entropy_top20 = nan at position 2"):
+        filled_rows(job, np.array([[1.0]] * 6 + [[np.nan]], np.float32))
+    with pytest.raises(EngineFault, match=r"expected evidence of shape \[7, 1\], got \[6, 1\]"):
+        filled_rows(job, np.ones((6, 1), np.float32))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -169,7 +169,7 @@ def test_engines_load_by_name(lab: Any) -> None:
 
 
 def test_unknown_engines_and_missing_models_are_refused() -> None:
-    with pytest.raises(ValueError, match="engine: expected one of torch, fake, got 'pytorch'"):
+    with pytest.raises(ValueError, match="engine: expected one of torch, vllm, remote, fake, got 'pytorch'"):
         load_engine("pytorch", model="x")
     with pytest.raises(ValueError, match="model: the torch engine needs a folder or a hub name"):
         load_engine("torch")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tokenpriority.evidence import SIGNALS
+from tokenpriority.evidence import OPTIONAL_SIGNALS, SIGNALS
 from tokenpriority_service.engines import load_engine
 from tokenpriority_service.engines.torch import TorchEngine
 
@@ -21,7 +21,8 @@ Open = Callable[..., TorchEngine]
 def test_info_describes_the_model(lab: Any, open_engine: Open) -> None:
     info = open_engine("qwen3").info
     assert (info.engine, info.model, info.dtype) == ("torch", str(lab.saved("qwen3")), "float32")
-    assert (info.max_model_len, info.vocab_size, info.signals) == (lab.max_len, lab.vocab_size, SIGNALS)
+    assert (info.max_model_len, info.vocab_size) == (lab.max_len, lab.vocab_size)
+    assert info.signals == SIGNALS + OPTIONAL_SIGNALS
     assert open_engine("qwen3", max_model_len=10).info.max_model_len == 10
 
 

@@ -1,0 +1,177 @@
+"""One engine core: vLLM running beside the server, started again when it dies.
+
+Knows processes, their environment, restarts and their pace. Knows nothing of evidence: it is given what to check before
+the core may be used. vLLM's front end lives on an event loop in a thread of its own, so that the server's loop has its
+turns; its engine core is a process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from typing import Any, TypeVar
+
+from tokenpriority.errors import ApiError, EngineFault, Unavailable
+from tokenpriority_service.engines.vllm.internals import AsyncEngineArgs, AsyncLLM, EngineDeadError
+
+T = TypeVar("T")
+
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
+"""Seconds before a restart: doubled at each, back to the first once a core has lived for the longest."""
+
+_POLL = 0.25
+_SHUTDOWN_SECONDS = 15.0
+"""A core that is told to end gets so long; vLLM's default kills it in the midst of ending its workers."""
+_logger = logging.getLogger(__name__)
+_environment = threading.Lock()
+
+
+class Core:
+    """An AsyncLLM that comes back.
+
+    `arguments` are AsyncEngineArgs; `environment` is set while its processes are started, so that they inherit it;
+    `check` is awaited with each new AsyncLLM and raises ValueError if it must not be used.
+    """
+
+    def __init__(
+        self,
+        arguments: Mapping[str, Any],
+        environment: Mapping[str, str],
+        check: Callable[[Any], Awaitable[None]],
+        *,
+        name: str,
+    ) -> None:
+        self._arguments = AsyncEngineArgs(**arguments)
+        self._environment = environment
+        self._check = check
+        self._name = name
+        self._llm: Any = None
+        self._fault: str | None = "starting"
+        self._pause = FIRST_PAUSE
+        self._watch: asyncio.Task[None] | None = None
+        self._closed = False
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name=f"vllm {name}", daemon=True)
+        self._thread.start()
+
+    def start(self) -> None:
+        """Block until the first core is up and checked. Raises ValueError with what it met."""
+        try:
+            asyncio.run_coroutine_threadsafe(self._open(), self._loop).result()
+        except ValueError:
+            raise
+        except Exception as error:
+            raise ValueError(f"model: vLLM cannot run {self._name}: {type(error).__name__}: {error}") from error
+
+    @property
+    def fault(self) -> str | None:
+        """Why it cannot be used now, or None."""
+        return self._fault
+
+    @property
+    def config(self) -> Any:
+        """vLLM's configuration of the running core."""
+        return self._llm.vllm_config
+
+    async def call(self, work: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
+        """Run `work(llm)` on the core's loop, from any other; cancelling the call cancels the work.
+
+        Raises Unavailable if the core is down.
+        """
+        if self._fault is not None:
+            raise self._unavailable()
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work(self._llm), self._loop))
+
+    def explain(self, error: Exception) -> ApiError:
+        """What a request is told that met `error` in vLLM: that the core died, or that it failed on this one."""
+        if isinstance(error, EngineDeadError):
+            return self._unavailable()
+        return EngineFault(f"vLLM failed on this sequence: {type(error).__name__}: {error}")
+
+    def stop(self) -> None:
+        """Stop the processes and the thread, blocking; idempotent."""
+        if self._closed:
+            return
+        self._closed, self._fault = True, "the engine is closed"
+        asyncio.run_coroutine_threadsafe(self._shutdown(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+        self._loop.close()
+
+    def _unavailable(self) -> Unavailable:
+        return Unavailable(f"model {self._name}: {self._fault or 'the engine core died'}", retry_after=FIRST_PAUSE)
+
+    async def _open(self) -> None:
+        with _spawning(self._environment):
+            llm = AsyncLLM.from_engine_args(self._arguments)
+        try:
+            await self._check(llm)
+        except BaseException:
+            llm.shutdown(_SHUTDOWN_SECONDS)
+            raise
+        self._llm, self._fault = llm, None
+        self._watch = asyncio.create_task(self._supervise())
+
+    async def _supervise(self) -> None:
+        """Until the core dies; then bring it back."""
+        born = time.monotonic()
+        while not self._llm.errored:  # noqa: ASYNC110  # vLLM sets a flag, no event
+            await asyncio.sleep(_POLL)
+        lived = time.monotonic() - born
+        if lived >= LONGEST_PAUSE:
+            self._pause = FIRST_PAUSE
+        _logger.error("model %s: the engine core died after %.0f s", self._name, lived)
+        self._fault = "the engine core died and is being restarted"
+        self._llm.shutdown()
+        while not await self._came_back():
+            pass
+        _logger.warning("model %s: the engine core is back", self._name)
+
+    async def _came_back(self) -> bool:
+        await asyncio.sleep(self._pause)
+        self._pause = min(2 * self._pause, LONGEST_PAUSE)
+        try:
+            await self._open()
+        except Exception as error:
+            self._fault = f"the engine core died and did not come back: {error}; next try in {self._pause:.0f} s"
+            _logger.exception("model %s: restart failed, next try in %.0f s", self._name, self._pause)
+            return False
+        return True
+
+    async def _shutdown(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._watch
+        if self._llm is not None:
+            self._llm.shutdown(_SHUTDOWN_SECONDS)  # on this thread, or its listeners would report a death
+        # What vLLM left on the loop would be reported as destroyed while pending.
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
+
+@contextlib.contextmanager
+def _spawning(environment: Mapping[str, str]) -> Iterator[None]:
+    """The process environment with these variables, for one start at a time."""
+    with _environment:
+        before = {name: os.environ.get(name) for name in environment}
+        os.environ.update(environment)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value

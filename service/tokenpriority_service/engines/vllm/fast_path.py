@@ -1,0 +1,64 @@
+"""Evidence by the plugin: every signal, computed where the hidden states are.
+
+Knows how a scoring model is asked and checked. Knows nothing of processes or of what happens to the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from tokenpriority.evidence import OPTIONAL_SIGNALS, SIGNALS
+from tokenpriority_service.engines.engine import Ids, Rows
+from tokenpriority_service.engines.vllm import check, internals
+from tokenpriority_service.engines.vllm.plugin import SWITCH
+from tokenpriority_service.engines.vllm.wish import KEY, Wish
+
+
+class FastPath:
+    """A pooling model made by `models`; `logits_bytes` bounds the logits alive in each worker."""
+
+    name = "full"
+    signals = SIGNALS + OPTIONAL_SIGNALS
+    environment: Mapping[str, str] = {SWITCH: "1"}
+
+    def __init__(self, *, dtype: str, logits_bytes: int) -> None:
+        self._dtype = dtype
+        self.arguments: dict[str, Any] = {
+            "runner": "pooling",
+            # vLLM would give a pooling model a float32 head: other numbers than the model's, and on a CPU a copy of
+            # lm_head for every chunk.
+            "hf_overrides": {"head_dtype": "model"},
+            "additional_config": {KEY: {"logits_bytes": logits_bytes}},
+        }
+
+    def longest(self, max_model_len: int) -> int:
+        """Tokens of the longest prompt that can be scored."""
+        return max_model_len
+
+    async def rows(self, llm: Any, ids: Ids, wish: Wish, request: str, lora: Any = None) -> Rows:
+        """[S, T - score_from] float32 for ids (T,), see `Wish`."""
+        params = internals.PoolingParams(task=internals.TASK, extra_kwargs=wish.pack(), skip_reading_prefix_cache=False)
+        stream = llm.encode(internals.prompt(ids.tolist()), params, request, lora_request=lora)
+        found: Rows | None = None
+        async for output in stream:
+            found = output.outputs.data.numpy()
+        if found is None:
+            raise ValueError("vLLM ended the request without an answer")
+        return found
+
+    async def check(self, llm: Any, lora: Any = None) -> None:
+        """Raise ValueError if a probe scored in the workers disagrees with plain log_softmax over the same logits, or
+        with itself when it is scored from the middle (its beginning then comes from the prefix cache, if that is on).
+        """
+        config = llm.model_config
+        ids = check.probe(config.get_vocab_size(), config.max_model_len)
+        checked = await self.rows(llm, ids, Wish(check=True), "check", lora)
+        check.compare(checked)
+        middle = len(ids) // 2
+        again = await self.rows(llm, ids, Wish(score_from=middle), "check again", lora)
+        check.compare_runs(checked[: len(SIGNALS), middle - 1 :], again, self._dtype)
+        if not np.isfinite(checked).all():
+            raise ValueError("the self-check failed: a signal of the probe is not finite")
