@@ -255,6 +255,7 @@ def test_the_exit_status_is_the_verdict(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # five processes that each import torch, two of which start vLLM
 def test_vllm_agrees_with_transformers(tmp_path: Path) -> None:
     """Both of vLLM's paths, as the command runs them; the smallest heads vLLM's CPU attention has."""
     pytest.importorskip("vllm")

@@ -49,6 +49,9 @@ def _torch(*, model: str, **settings: Any) -> Engine:
 
 
 def _vllm(*, model: str, **settings: Any) -> Engine:
+    # Before vLLM is imported, unless the operator has said otherwise: it prints its life to standard output.
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
     from tokenpriority_service.engines.vllm.engine import VllmEngine
 
     return VllmEngine(model, **settings)

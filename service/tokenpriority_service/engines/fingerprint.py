@@ -54,7 +54,7 @@ def model_fingerprint(model: Any, tokenizer: Any | None, numerics: dict[str, str
 
 
 def files_fingerprint(files: dict[str, str], tokenizer: Any | None, numerics: dict[str, str]) -> str:
-    """32 hex digits over a checkpoint's files, name -> digest (`checkpoint.digest_files`), its tokenizer and `numerics`.
+    """32 hex digits over a checkpoint's files (name -> digest, `checkpoint.digest_files`), tokenizer and `numerics`.
 
     For engines that hold the weights in another process, or on another machine.
     """

@@ -34,14 +34,14 @@ _environment = threading.Lock()
 class Core:
     """An AsyncLLM that comes back.
 
-    `arguments` are AsyncEngineArgs; `environment` is set while its processes are started, so that they inherit it;
+    `arguments` are AsyncEngineArgs; `environment` is set (None: unset) while its processes are started, so that they inherit it;
     `check` is awaited with each new AsyncLLM and raises ValueError if it must not be used.
     """
 
     def __init__(
         self,
         arguments: Mapping[str, Any],
-        environment: Mapping[str, str],
+        environment: Mapping[str, str | None],
         check: Callable[[Any], Awaitable[None]],
         *,
         name: str,
@@ -154,6 +154,8 @@ class Core:
                 await self._watch
         if self._llm is not None:
             self._llm.shutdown(_SHUTDOWN_SECONDS)  # on this thread, or its listeners would report a death
+            self._llm = None  # its __del__ is not to run when Python is being taken down
+            self._llm = None  # or it would be shut down once more when the interpreter ends, and fail
         # What vLLM left on the loop would be reported as destroyed while pending.
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
@@ -162,16 +164,20 @@ class Core:
 
 
 @contextlib.contextmanager
-def _spawning(environment: Mapping[str, str]) -> Iterator[None]:
+def _spawning(environment: Mapping[str, str | None]) -> Iterator[None]:
     """The process environment with these variables, for one start at a time."""
     with _environment:
         before = {name: os.environ.get(name) for name in environment}
-        os.environ.update(environment)
+        _set(environment)
         try:
             yield
         finally:
-            for name, value in before.items():
-                if value is None:
-                    os.environ.pop(name, None)
-                else:
-                    os.environ[name] = value
+            _set(before)
+
+
+def _set(variables: Mapping[str, str | None]) -> None:
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value

@@ -7,13 +7,14 @@ to `fast_path` or `prompt_logprobs`. vLLM's port is never opened and remote code
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
 from tokenpriority_service.engines.checkpoint import load_tokenizer
 from tokenpriority_service.engines.engine import Engine
-from tokenpriority_service.engines.vllm import internals
+from tokenpriority_service.engines.vllm import internals, parent
 from tokenpriority_service.engines.vllm.adapters import Adapters
 from tokenpriority_service.engines.vllm.core import Core
 from tokenpriority_service.engines.vllm.fast_path import FastPath
@@ -131,9 +132,11 @@ def _memory(memory_share: float | None, kv_cache_bytes: int | None) -> dict[str,
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _environment(threads: int | None) -> dict[str, str]:
-    if not internals.is_cpu():
-        return {}
-    # vLLM would bind its threads to cores that other processes use too.
-    binding = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-    return binding if threads is None else {**binding, "OMP_NUM_THREADS": str(threads)}
+def _environment(threads: int | None) -> dict[str, str | None]:
+    found: dict[str, str | None] = {parent.VARIABLE: str(os.getpid())}
+    if internals.is_cpu():
+        found["VLLM_CPU_KVCACHE_SPACE"] = None  # it would silently take the place of kv_cache_bytes
+        found["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # vLLM would bind its threads to cores that others use too
+        if threads is not None:
+            found["OMP_NUM_THREADS"] = str(threads)
+    return found

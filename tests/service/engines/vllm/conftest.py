@@ -221,6 +221,8 @@ class Processes:
 def pytest_configure(config: pytest.Config) -> None:
     # vLLM compiles helpers with torch.jit when it is imported, which torch 2.13 has deprecated.
     config.addinivalue_line("filterwarnings", "ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
+    # vLLM's front end leaves its ZeroMQ context, whose sockets it has closed, to the garbage collector.
+    config.addinivalue_line("filterwarnings", "ignore:Unclosed context <zmq:ResourceWarning")
 
 
 @pytest.fixture(scope="session")

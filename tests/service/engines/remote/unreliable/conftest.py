@@ -33,11 +33,6 @@ class Reply:
         return json.loads(self.body)
 
 
-def reply(value: Any, status: int = 200, **headers: str) -> Reply:
-    """An answer with a JSON body."""
-    return Reply(status, json.dumps(value).encode(), headers)
-
-
 class Exchange(BaseHTTPRequestHandler):
     """One request at a front: `path`, its JSON `sent`, and what can be done with it."""
 
