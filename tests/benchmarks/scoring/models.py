@@ -11,14 +11,14 @@ SHAPES: dict[str, dict[str, Any]] = {
     "llama 8k": {"model_type": "llama", "vocab_size": 8192, "head_dim": 64},
     "qwen3 152k": {"model_type": "qwen3", "vocab_size": 151_936, "head_dim": 64, "tie_word_embeddings": True},
 }
-"""Name -> what tells a shape from the other; both are 256 wide and 4 layers deep."""
+"""Name -> what tells a shape from the other; both are 128 wide and 2 layers deep."""
 
 _COMMON: dict[str, Any] = {
-    "hidden_size": 256,
-    "intermediate_size": 704,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
+    "hidden_size": 128,
+    "intermediate_size": 352,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
 }
 
 LONGEST = 4000

@@ -16,6 +16,8 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from typing import Any, TypeVar
 
+from pydantic import ValidationError
+
 from tokenpriority.errors import ApiError, EngineFault, Unavailable
 from tokenpriority_service.engines.vllm.internals import AsyncEngineArgs, AsyncLLM, EngineDeadError
 
@@ -25,6 +27,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 """Seconds before a restart: doubled at each, back to the first once a core has lived for the longest."""
 
 _POLL = 0.25
+_DIED = "the engine core died and is being restarted"
 _SHUTDOWN_SECONDS = 15.0
 """A core that is told to end gets so long; vLLM's default kills it in the midst of ending its workers."""
 _logger = logging.getLogger(__name__)
@@ -34,7 +37,8 @@ _environment = threading.Lock()
 class Core:
     """An AsyncLLM that comes back.
 
-    `arguments` are AsyncEngineArgs; `environment` is set (None: unset) while its processes are started, so that they inherit it;
+    `arguments` are AsyncEngineArgs; `environment` is set (None: unset) while its processes are started, for them to
+    inherit;
     `check` is awaited with each new AsyncLLM and raises ValueError if it must not be used.
     """
 
@@ -46,7 +50,7 @@ class Core:
         *,
         name: str,
     ) -> None:
-        self._arguments = AsyncEngineArgs(**arguments)
+        self._arguments = arguments
         self._environment = environment
         self._check = check
         self._name = name
@@ -61,17 +65,13 @@ class Core:
 
     def start(self) -> None:
         """Block until the first core is up and checked. Raises ValueError with what it met."""
-        try:
-            asyncio.run_coroutine_threadsafe(self._open(), self._loop).result()
-        except ValueError:
-            raise
-        except Exception as error:
-            raise ValueError(f"model: vLLM cannot run {self._name}: {type(error).__name__}: {error}") from error
+        asyncio.run_coroutine_threadsafe(self._open(), self._loop).result()
 
     @property
     def fault(self) -> str | None:
         """Why it cannot be used now, or None."""
-        return self._fault
+        # A death is known to vLLM before the next look at it.
+        return _DIED if self._fault is None and self._llm.errored else self._fault
 
     @property
     def config(self) -> Any:
@@ -83,7 +83,7 @@ class Core:
 
         Raises Unavailable if the core is down.
         """
-        if self._fault is not None:
+        if self.fault is not None:
             raise self._unavailable()
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work(self._llm), self._loop))
 
@@ -108,18 +108,31 @@ class Core:
         self._loop.close()
 
     def _unavailable(self) -> Unavailable:
-        return Unavailable(f"model {self._name}: {self._fault or 'the engine core died'}", retry_after=FIRST_PAUSE)
+        return Unavailable(f"model {self._name}: {self.fault or _DIED}", retry_after=FIRST_PAUSE)
 
     async def _open(self) -> None:
-        with _spawning(self._environment):
-            llm = AsyncLLM.from_engine_args(self._arguments)
+        try:
+            with _spawning(self._environment):
+                llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**self._arguments))
+        except Exception as error:
+            raise self._refusal(error) from error
         try:
             await self._check(llm)
-        except BaseException:
+        except BaseException as error:
             llm.shutdown(_SHUTDOWN_SECONDS)
-            raise
+            if isinstance(error, ValueError) or not isinstance(error, Exception):
+                raise
+            raise self._refusal(error) from error
         self._llm, self._fault = llm, None
         self._watch = asyncio.create_task(self._supervise())
+
+    def _refusal(self, error: Exception) -> ValueError:
+        """What vLLM met at start, in our words as far as it is known."""
+        if isinstance(error, ValidationError):
+            reason = "; ".join(".".join([*map(str, each["loc"]), each["msg"]]) for each in error.errors())
+        else:
+            reason = f"{type(error).__name__}: {error}"
+        return ValueError(f"model: vLLM cannot run {self._name}: {reason}")
 
     async def _supervise(self) -> None:
         """Until the core dies; then bring it back."""
@@ -130,7 +143,7 @@ class Core:
         if lived >= LONGEST_PAUSE:
             self._pause = FIRST_PAUSE
         _logger.error("model %s: the engine core died after %.0f s", self._name, lived)
-        self._fault = "the engine core died and is being restarted"
+        self._fault = _DIED
         self._llm.shutdown()
         while not await self._came_back():
             pass

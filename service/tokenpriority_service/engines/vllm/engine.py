@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from tokenpriority_service.engines.checkpoint import load_tokenizer
+from tokenpriority_service.engines.checkpoint import checkpoint_files, load_tokenizer
 from tokenpriority_service.engines.engine import Engine
 from tokenpriority_service.engines.vllm import internals, parent
 from tokenpriority_service.engines.vllm.adapters import Adapters
@@ -77,6 +78,8 @@ class VllmEngine(ScoredModel):
             raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
         if evidence not in EVIDENCE:
             raise ValueError(f"evidence: expected one of {', '.join(EVIDENCE)}, got {evidence!r}")
+        if Path(model).expanduser().is_dir():
+            checkpoint_files(model)  # without weights, refused at once
         path = FastPath(dtype=dtype, logits_bytes=logits_bytes) if evidence == "full" else PromptLogprobs()
         known = Adapters(adapters)
         arguments: dict[str, Any] = {

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from tokenpriority.evidence import OPTIONAL_SIGNALS, SIGNALS
+from tokenpriority_service.engines.chunks import chunk_rows
 from tokenpriority_service.engines.engine import Ids, Rows
 from tokenpriority_service.engines.vllm import check, internals
 from tokenpriority_service.engines.vllm.plugin import SWITCH
@@ -26,6 +27,7 @@ class FastPath:
 
     def __init__(self, *, dtype: str, logits_bytes: int) -> None:
         self._dtype = dtype
+        self._logits_bytes = logits_bytes
         self.arguments: dict[str, Any] = {
             "runner": "pooling",
             # vLLM would give a pooling model a float32 head: other numbers than the model's, and on a CPU a copy of
@@ -54,6 +56,9 @@ class FastPath:
         with itself when it is scored from the middle (its beginning then comes from the prefix cache, if that is on).
         """
         config = llm.model_config
+        # Refused here by name; in a worker it would end the core.
+        local_size = -(-config.get_vocab_size() // llm.vllm_config.parallel_config.tensor_parallel_size)
+        chunk_rows(self._logits_bytes, local_size, "cpu")
         ids = check.probe(config.get_vocab_size(), config.max_model_len)
         checked = await self.rows(llm, ids, Wish(check=True), "check", lora)
         check.compare(checked)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tokenpriority_service.engines.chunks import chunk_rows
-from tokenpriority_service.engines.statistics import SIGNALS, Shard, token_statistics
+from tokenpriority_service.engines.statistics import SIGNALS, Shard, can_fuse, token_statistics
 from tokenpriority_service.engines.vllm import check, internals
 from tokenpriority_service.engines.vllm.internals import LocalLogits, Part
 from tokenpriority_service.engines.vllm.wish import EXHAUSTED, Wish
@@ -87,7 +87,8 @@ class EvidencePooler(internals.Pooler):  # type: ignore[misc]
         top20, checked = kind
         logits, start = self._logits.local(hidden)
         shard = Shard(start, internals.gather) if self._sharded else None
-        evidence = token_statistics(logits.float(), targets, top20=top20, shard=shard)
+        fused = can_fuse(logits.device.type)
+        evidence = token_statistics(logits.float(), targets, top20=top20, shard=shard, fused=fused)
         return torch.cat([evidence, check.plain(self._logits.whole(hidden), targets)]) if checked else evidence
 
 

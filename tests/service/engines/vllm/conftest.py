@@ -48,19 +48,17 @@ _SHAPE: dict[str, Any] = {
 }
 MODELS: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama", **_SHAPE},
-    "llama_other": {"model_type": "llama", **_SHAPE},
-    "llama_padded": {"model_type": "llama", **_SHAPE, "vocab_size": 1001},
-    "qwen2": {"model_type": "qwen2", **_SHAPE, "vocab_size": 1001, "tie_word_embeddings": True},
     "qwen3": {"model_type": "qwen3", **_SHAPE, "head_dim": 64},
     "gemma2": {
-        **{"model_type": "gemma2", **_SHAPE, "head_dim": 32, "tie_word_embeddings": True, "sliding_window": 100},
+        **{"model_type": "gemma2", **_SHAPE, "head_dim": 32, "sliding_window": 100, "vocab_size": 1001},
         **{"final_logit_softcapping": 5.0, "attn_logit_softcapping": 3.0, "query_pre_attn_scalar": 32},
+        "tie_word_embeddings": True,
     },
     "granite": {
         **{"model_type": "granite", **_SHAPE, "logits_scaling": 0.25, "embedding_multiplier": 3.0},
         **{"residual_multiplier": 0.7, "attention_multiplier": 0.2},
     },
-    "wide": {"model_type": "qwen2", **_SHAPE, "vocab_size": 40_009, "tie_word_embeddings": True},
+    "qwen2_wide": {"model_type": "qwen2", **_SHAPE, "vocab_size": 70_001, "tie_word_embeddings": True},
 }
 """Name -> config: the smallest models that show one way each of getting from ids to logits."""
 
@@ -110,9 +108,14 @@ class Lab:
         rows = self.definitions(logits[:-1], ids[1:].numpy())
         return np.concatenate([np.full((8, 1), np.nan), rows], axis=1)
 
-    @staticmethod
-    def definitions(logits: Any, targets: Any) -> Any:
+    @classmethod
+    def definitions(cls, logits: Any, targets: Any) -> Any:
         """[8, n] from [n, V] float64: the six signals, entropy_top20, and how near another logit is to the target's."""
+        pieces = [slice(first, first + 64) for first in range(0, len(targets), 64)]
+        return np.concatenate([np.empty((8, 0)), *(cls._definitions(logits[p], targets[p]) for p in pieces)], axis=1)
+
+    @staticmethod
+    def _definitions(logits: Any, targets: Any) -> Any:
         target = np.take_along_axis(logits, targets[:, None], 1)
         peak = logits.max(1, keepdims=True)
         normaliser = peak + np.log(np.exp(logits - peak).sum(1, keepdims=True))

@@ -1,0 +1,79 @@
+"""Processes that are killed: who waits is told at once, the engine comes back by itself, and nothing stays behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tokenpriority.errors import Unavailable
+
+COMES_BACK = 150.0
+"""Seconds; a start takes 15 to 60 of them."""
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs, whoever its parent is by now."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def family(processes: Any, engine_core: int) -> list[int]:
+    return [engine_core, *processes.below(engine_core)]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_killed_core_comes_back_and_a_killed_worker_ends_it_too(
+    vllm: Any, llama: Any, open_engine: Callable[..., Any], processes: Any
+) -> None:
+    """One engine from start to end, beside another that must not notice."""
+    others = set(processes.named("EngineCore"))
+    jobs, few = vllm.jobs(*[512] * 64, seed=61), vllm.jobs(100, 300, 1, seed=62)
+    with open_engine(vllm.saved("llama"), max_batch_tokens=128, prefix_caching=False) as engine:
+        [core] = set(processes.named("EngineCore")) - others
+        before, killed = engine.info, family(processes, core)
+        assert len(killed) == 2, "a core and its worker"
+        vllm.check_all(vllm.score(engine, few), few, "llama")
+
+        async def in_flight() -> list[Any]:
+            calls = [asyncio.create_task(engine.score([job])) for job in jobs]
+            await asyncio.sleep(0.3)
+            assert sum(call.done() for call in calls) < 32
+            os.kill(core, signal.SIGKILL)
+            async with asyncio.timeout(10):
+                return [result for call in calls for result in await call]
+
+        results = asyncio.run(in_flight())
+        lost = [result for result in results if isinstance(result, Exception)]
+        assert len(lost) >= 32
+        assert all(isinstance(error, Unavailable) and "died" in str(error) for error in lost)
+        done = [(result, job) for result, job in zip(results, jobs, strict=True) if not isinstance(result, Exception)]
+        vllm.check_all([rows for rows, _ in done], [job for _, job in done], "llama")
+
+        assert "died" in engine.fault
+        assert all(isinstance(error, Unavailable) for error in vllm.score(engine, few))
+        assert llama.fault is None
+        vllm.check_all(vllm.score(llama, few), few, "llama")
+
+        vllm.until(lambda: engine.fault is None, "the engine is back", COMES_BACK)
+        vllm.check_all(vllm.score(engine, few + jobs[:2]), few + jobs[:2], "llama")
+        assert engine.info == before
+        vllm.until(lambda: not any(map(alive, killed)), "the worker of the killed core is gone", 30)
+
+        [core] = set(processes.named("EngineCore")) - others
+        [worker] = processes.below(core)
+        os.kill(worker, signal.SIGKILL)
+        vllm.until(lambda: engine.fault, "the death of the worker is noticed", 10)
+        assert all(isinstance(error, Unavailable) for error in vllm.score(engine, few))
+    vllm.until(lambda: not alive(core) and not alive(worker), "they are gone", 30)
+    assert set(processes.named("EngineCore")) == others, "closing also ends a restart that is under way"
+    assert isinstance(vllm.score(engine, few)[0], Unavailable)
+    assert "closed" in engine.fault
