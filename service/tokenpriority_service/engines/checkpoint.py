@@ -6,6 +6,7 @@ Knows folders and the hub's cache. Knows nothing of engines; nothing is computed
 from __future__ import annotations
 
 import hashlib
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -43,9 +44,11 @@ def checkpoint_files(model: str, revision: str | None = None) -> list[Path]:
 
 
 def digest_files(files: list[Path]) -> dict[str, str]:
-    """Name -> hex blake2b of each file's bytes; some gigabytes a second from a warm disk."""
+    """Path below the folder -> hex blake2b of each file's bytes; some gigabytes a second from a warm disk."""
+    folder = os.path.commonpath([path.parent for path in files])
     with ThreadPoolExecutor(max_workers=4) as pool:
-        return dict(zip((path.name for path in files), pool.map(_digest, files), strict=True))
+        digests = pool.map(_digest, files)
+        return {path.relative_to(folder).as_posix(): digest for path, digest in zip(files, digests, strict=True)}
 
 
 def _digest(path: Path) -> str:

@@ -41,7 +41,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """The local part of a vocabulary that is split over processes; all of them call with the same rows at once."""
+    """The local part of a vocabulary that is split evenly over processes; all call with the same rows at once."""
 
     start: int
     """Id of the token in the first local column."""

@@ -41,6 +41,7 @@ class Adapters:
         """What vLLM is asked with for each."""
         self.base: Any = None
         """What vLLM is asked with for the base model."""
+        self._nothing: tempfile.TemporaryDirectory[str] | None = None
         if paths and internals.is_cpu():
             # vLLM's CPU kernels give rows without an adapter the last one's, so the base gets one that adds nothing.
             self._nothing = tempfile.TemporaryDirectory(prefix="tokenpriority-")
@@ -53,6 +54,11 @@ class Adapters:
         for request in [*self.requests.values(), self.base]:
             if request is not None:
                 await llm.add_lora(request)
+
+    def close(self) -> None:
+        """Remove what was written for vLLM to load."""
+        if self._nothing is not None:
+            self._nothing.cleanup()
 
     async def check(self, llm: Any, path: FastPath | PromptLogprobs, dtype: str) -> None:
         """Raise ValueError if a probe scored under every model at once differs from one scored under each alone."""

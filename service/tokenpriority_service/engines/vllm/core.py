@@ -28,6 +28,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 
 _POLL = 0.25
 _DIED = "the engine core died and is being restarted"
+_CLOSED = "the engine is closed"
 _SHUTDOWN_SECONDS = 15.0
 """A core that is told to end gets so long; vLLM's default kills it in the midst of ending its workers."""
 _logger = logging.getLogger(__name__)
@@ -38,8 +39,7 @@ class Core:
     """An AsyncLLM that comes back.
 
     `arguments` are AsyncEngineArgs; `environment` is set (None: unset) while its processes are started, for them to
-    inherit;
-    `check` is awaited with each new AsyncLLM and raises ValueError if it must not be used.
+    inherit; `check` is awaited with each new AsyncLLM and raises ValueError if it must not be used.
     """
 
     def __init__(
@@ -70,8 +70,9 @@ class Core:
     @property
     def fault(self) -> str | None:
         """Why it cannot be used now, or None."""
+        llm = self._llm
         # A death is known to vLLM before the next look at it.
-        return _DIED if self._fault is None and self._llm.errored else self._fault
+        return _DIED if self._fault is None and llm is not None and llm.errored else self._fault
 
     @property
     def config(self) -> Any:
@@ -97,7 +98,7 @@ class Core:
         """Stop the processes and the thread, blocking; idempotent."""
         if self._closed:
             return
-        self._closed, self._fault = True, "the engine is closed"
+        self._closed, self._fault = True, _CLOSED
         asyncio.run_coroutine_threadsafe(self._shutdown(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -167,8 +168,8 @@ class Core:
                 await self._watch
         if self._llm is not None:
             self._llm.shutdown(_SHUTDOWN_SECONDS)  # on this thread, or its listeners would report a death
-            self._llm = None  # its __del__ is not to run when Python is being taken down
             self._llm = None  # or it would be shut down once more when the interpreter ends, and fail
+        self._fault = _CLOSED  # a restart that was under way may have cleared it
         # What vLLM left on the loop would be reported as destroyed while pending.
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:

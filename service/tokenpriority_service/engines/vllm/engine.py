@@ -113,8 +113,10 @@ class VllmEngine(ScoredModel):
                 name: ScoredModel(core, path, identity.adapter(info, adapters[name]), tokenizer, request)
                 for name, request in known.requests.items()
             }
+            self._known = known
         except BaseException:
             core.stop()
+            known.close()
             raise
 
     @property
@@ -125,6 +127,7 @@ class VllmEngine(ScoredModel):
     async def close(self) -> None:
         """Stop vLLM's processes; idempotent."""
         await asyncio.to_thread(self._core.stop)
+        self._known.close()
 
 
 def _memory(memory_share: float | None, kv_cache_bytes: int | None) -> dict[str, Any]:

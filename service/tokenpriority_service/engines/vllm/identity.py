@@ -51,6 +51,7 @@ class Identity:
     def _numerics(self) -> dict[str, str]:
         return {
             "engine": f"vllm {internals.__version__}",
+            "revision": self.revision or "",
             "evidence": self.path.name,
             "statistics": str(statistics.VERSION),
             "dtype": self.dtype,

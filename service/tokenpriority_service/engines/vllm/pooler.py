@@ -24,6 +24,9 @@ from tokenpriority_service.engines.vllm.wish import EXHAUSTED, Wish
 LOGITS_BYTES = 1 << 28
 """Default of `additional_config["tokenpriority"]["logits_bytes"]`."""
 
+_NO_MEMORY = ("can't allocate memory", "could not create a primitive")
+"""What torch and oneDNN say of it on a CPU; a product that oneDNN can never make does not pass the self-check."""
+
 
 class EvidencePooler(internals.Pooler):  # type: ignore[misc]
     """Scores the rows of each step; `logits_bytes` bounds the float32 logits alive at once in this process."""
@@ -126,4 +129,4 @@ def _keep(part: Part, evidence: Tensor) -> Tensor | None:
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _NO_MEMORY)

@@ -62,6 +62,12 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 """Name -> config: the smallest models that show one way each of getting from ids to logits."""
 
+ADAPTERS: dict[str, tuple[int, list[str]]] = {
+    "first": (4, ["q_proj", "v_proj", "o_proj", "gate_proj", "down_proj"]),
+    "second": (9, ["k_proj", "up_proj"]),
+}
+"""Name -> rank and modules."""
+
 
 class Lab:
     """What the tests of this folder share: models, their truth, jobs, engines and comparisons."""
@@ -238,6 +244,24 @@ def vllm(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     for name in ("VLLM_CACHE_ROOT", "VLLM_CONFIG_ROOT", "TORCHINDUCTOR_CACHE_DIR"):
         os.environ[name] = str(folder / name)
     return Lab(folder)
+
+
+@pytest.fixture(scope="session")
+def folders(vllm: Lab) -> dict[str, str]:
+    """Two adapters that change much, of other ranks on other modules."""
+    from peft import LoraConfig, get_peft_model
+
+    made = {}
+    for seed, (name, (rank, modules)) in enumerate(ADAPTERS.items()):
+        torch.manual_seed(seed)
+        config: Any = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=modules)
+        model: Any = get_peft_model(vllm.load("llama", torch.float32), config)
+        for parameter_name, parameter in model.named_parameters():
+            if "lora_B" in parameter_name:  # made as zeros, which would change nothing
+                torch.nn.init.normal_(parameter, std=0.1)
+        made[name] = str(vllm.folder / f"adapter-{name}")
+        model.save_pretrained(made[name])
+    return made
 
 
 @contextlib.contextmanager

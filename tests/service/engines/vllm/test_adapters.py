@@ -9,28 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 
 from tokenpriority_service.engines import Job
-
-TARGETS = {"first": (4, ["q_proj", "v_proj", "o_proj", "gate_proj", "down_proj"]), "second": (9, ["k_proj", "up_proj"])}
-"""Name -> rank and modules."""
-
-
-@pytest.fixture(scope="module")
-def folders(vllm: Any) -> dict[str, str]:
-    """Two adapters that change much, of other ranks on other modules."""
-    made = {}
-    for seed, (name, (rank, modules)) in enumerate(TARGETS.items()):
-        torch.manual_seed(seed)
-        config: Any = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=modules)
-        model: Any = get_peft_model(vllm.load("llama", torch.float32), config)
-        for parameter_name, parameter in model.named_parameters():
-            if "lora_B" in parameter_name:  # made as zeros, which would change nothing
-                torch.nn.init.normal_(parameter, std=0.1)
-        made[name] = str(vllm.folder / f"adapter-{name}")
-        model.save_pretrained(made[name])
-    return made
 
 
 @pytest.fixture(scope="module")

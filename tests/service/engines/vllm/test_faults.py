@@ -32,16 +32,18 @@ def family(processes: Any, engine_core: int) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_killed_core_comes_back_and_a_killed_worker_ends_it_too(
-    vllm: Any, llama: Any, open_engine: Callable[..., Any], processes: Any
+    vllm: Any, llama: Any, open_engine: Callable[..., Any], processes: Any, folders: dict[str, str]
 ) -> None:
     """One engine from start to end, beside another that must not notice."""
     others = set(processes.named("EngineCore"))
-    jobs, few = vllm.jobs(*[512] * 64, seed=61), vllm.jobs(100, 300, 1, seed=62)
-    with open_engine(vllm.saved("llama"), max_batch_tokens=128, prefix_caching=False) as engine:
+    jobs, few = vllm.jobs(*[512] * 64, seed=61), vllm.jobs(100, 300, 2, seed=62)
+    adapters = {"mine": folders["first"]}
+    with open_engine(vllm.saved("llama"), max_batch_tokens=128, prefix_caching=False, adapters=adapters) as engine:
         [core] = set(processes.named("EngineCore")) - others
         before, killed = engine.info, family(processes, core)
         assert len(killed) == 2, "a core and its worker"
         vllm.check_all(vllm.score(engine, few), few, "llama")
+        adapted = vllm.score(engine.adapters["mine"], few)
 
         async def in_flight() -> list[Any]:
             calls = [asyncio.create_task(engine.score([job])) for job in jobs]
@@ -66,6 +68,8 @@ def test_a_killed_core_comes_back_and_a_killed_worker_ends_it_too(
         vllm.until(lambda: engine.fault is None, "the engine is back", COMES_BACK)
         vllm.check_all(vllm.score(engine, few + jobs[:2]), few + jobs[:2], "llama")
         assert engine.info == before
+        for rows, again in zip(adapted, vllm.score(engine.adapters["mine"], few), strict=True):
+            vllm.close_to(rows, again, 1e-5)
         vllm.until(lambda: not any(map(alive, killed)), "the worker of the killed core is gone", 30)
 
         [core] = set(processes.named("EngineCore")) - others

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from tokenpriority.errors import EngineFault
+from tokenpriority.errors import EngineFault, Unavailable
 from tokenpriority_service.engines import Job
 
 KIND = "qwen2_wide"
@@ -30,9 +30,13 @@ def wide(vllm: Any, open_engine: Callable[..., Any], processes: Any) -> Iterator
 
 
 def size_of(pid: int, field: str = "VmSize") -> int:
-    """Bytes of address space of a process, now or at most."""
+    """Bytes of a process: its address space, or VmHWM, the most that was resident."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(status.split(f"{field}:")[1].split()[0]) * 1024
+
+
+def forget_peak(pid: int) -> None:
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 
 @contextlib.contextmanager
@@ -43,38 +47,41 @@ def limited(pid: int, size: int) -> Iterator[None]:
     try:
         yield
     finally:
-        resource.prlimit(pid, resource.RLIMIT_AS, (soft, hard))
+        with contextlib.suppress(ProcessLookupError):
+            resource.prlimit(pid, resource.RLIMIT_AS, (soft, hard))
 
 
 @pytest.mark.slow
 def test_short_of_memory_chunks_get_smaller(vllm: Any, wide: tuple[Any, int]) -> None:
-    """A real shortage, first in the life of the worker; then, without it, the same prompt takes more than there was."""
+    """A real shortage; then, without it, the same prompt takes more memory than there was."""
     engine, worker = wide
     jobs = vllm.jobs(250, 1, 2, 20, seed=71, kind=KIND, top20=True)
-    limit = size_of(worker) + 16 * MIB
-    with limited(worker, limit):
+    forget_peak(worker)
+    with limited(worker, size_of(worker) + 16 * MIB):
         results = vllm.score(engine, jobs)
+    short = size_of(worker, "VmHWM")
     vllm.check_all(results, jobs, KIND)
-    before = size_of(worker, "VmPeak")
+    forget_peak(worker)
     for rows, again in zip(results, vllm.score(engine, jobs), strict=True):
         vllm.close_to(rows, again, 1e-5)
-    assert size_of(worker, "VmPeak") > max(limit, before)
+    assert size_of(worker, "VmHWM") > short + 8 * MIB, "there was no shortage"
     assert engine.fault is None
 
 
 @pytest.mark.slow
-def test_without_any_memory_it_is_right_or_a_clear_error(vllm: Any, wide: tuple[Any, int]) -> None:
+def test_with_next_to_no_memory_it_is_right_or_a_clear_error(vllm: Any, wide: tuple[Any, int]) -> None:
+    """Room for a few rows of logits. If layers before the pooler fail too, that ends the core, and it comes back."""
     engine, worker = wide
     jobs = vllm.jobs(250, 5, 20, seed=72, kind=KIND)
-    with limited(worker, size_of(worker) // 2):
+    with limited(worker, size_of(worker) + 2 * MIB):
         results = vllm.score(engine, jobs)
     for rows, job in zip(results, jobs, strict=True):
         if isinstance(rows, Exception):
-            assert isinstance(rows, EngineFault)
-            assert "memory" in str(rows)
+            assert isinstance(rows, (EngineFault, Unavailable))
+            assert "memory" in str(rows) or "died" in str(rows)
         else:
             vllm.check(rows, job, vllm.truth(KIND, job))
-    assert engine.fault is None
+    vllm.until(lambda: engine.fault is None, "the engine serves", 150)
     vllm.check_all(vllm.score(engine, jobs), jobs, KIND)
 
 
