@@ -123,7 +123,7 @@ class Models:
         logger.info("loading model %s", host)
         engine: Engine | None = None
         try:
-            engine = await _in_thread(make)
+            engine = await _in_thread(make, abandoned=_close)
             models = await _in_thread(functools.partial(self._models, host, engine))
         except Exception as error:
             self._errors[host] = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
@@ -213,16 +213,32 @@ def _text_side(engine: Engine) -> tuple[Engine, Text | None, str]:
     return engine, None if tokenizer is None else Text(tokenizer), tokenizer_fingerprint(tokenizer)
 
 
-async def _in_thread(make: Callable[[], T]) -> T:
-    """Run `make` in a daemon thread: unlike a pool's, it does not keep a process alive that is told to stop."""
+def _close(engine: Engine) -> None:
+    asyncio.run(engine.close())
+
+
+async def _in_thread(make: Callable[[], T], abandoned: Callable[[T], None] | None = None) -> T:
+    """Run `make` in a daemon thread: unlike a pool's, it does not keep a process alive that is told to stop. What it
+    makes when nobody waits any more goes to `abandoned`.
+    """
     done: concurrent.futures.Future[T] = concurrent.futures.Future()
     done.set_running_or_notify_cancel()  # from here on a result may be set even if nobody waits for it any more
 
+    left = threading.Event()
+
     def run() -> None:
         try:
-            done.set_result(make())
+            made = make()
         except BaseException as error:  # it must reach the waiting task, whatever it is
             done.set_exception(error)
+            return
+        if left.is_set() and abandoned is not None:
+            abandoned(made)
+        done.set_result(made)
 
     threading.Thread(target=run, name="load-model", daemon=True).start()
-    return await asyncio.wrap_future(done)
+    try:
+        return await asyncio.wrap_future(done)
+    except asyncio.CancelledError:
+        left.set()
+        raise

@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, help="sequences of a round")
     parser.add_argument("--tokens", type=int, default=512, help="tokens of a sequence")
     parser.add_argument("--rounds", type=int, help="rounds")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each engine")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads of each engine")
     options = parser.parse_args()
     os.environ |= {"HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "ERROR", "OMP_NUM_THREADS": str(options.threads)}
     os.environ |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "VLLM_NO_USAGE_STATS": "1"}

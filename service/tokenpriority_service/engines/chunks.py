@@ -5,10 +5,10 @@ Knows sizes alone: imports nothing, so that any process can ask.
 
 from __future__ import annotations
 
-# On a CPU a fresh block above 32 MiB costs more to map than to fill; below 128 rows the product rereads lm_head
+# On a CPU a fresh block above 32 MiB costs more to map than to fill; below 32 rows the product rereads lm_head
 # too often.
 _CPU_LOGITS_BYTES = 31 << 20
-_CPU_LEAST_ROWS = 128
+_CPU_LEAST_ROWS = 32
 
 
 def chunk_rows(logits_bytes: int, vocab_size: int, device: str) -> int:

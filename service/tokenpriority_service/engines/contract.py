@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tokenpriority.errors import EngineFault, InvalidSequence
-from tokenpriority_service.engines.engine import EngineInfo, Job, Rows
+from tokenpriority_service.engines.engine import EngineInfo, Ids, Job, Rows
 
 
 def check_job(job: Job, info: EngineInfo) -> None:
@@ -31,6 +31,11 @@ def check_job(job: Job, info: EngineInfo) -> None:
         raise InvalidSequence(f"signals: engine {info.engine!r} does not give entropy_top20")
     if job.score_from < 1:
         raise InvalidSequence(f"score_from: expected at least 1, got {job.score_from}")
+
+
+def probe_ids(count: int, vocab_size: int) -> Ids:
+    """(count,) uint32 ids spread over the whole vocabulary, always the same: what engines are checked with."""
+    return ((np.arange(count, dtype=np.int64) * 7919 + 13) % vocab_size).astype(np.uint32)
 
 
 def wanted(job: Job) -> int:

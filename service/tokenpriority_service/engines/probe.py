@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tokenpriority_service.engines.contract import probe_ids
 from tokenpriority_service.engines.head import Head, hidden_states
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 2e-2}
@@ -46,7 +47,7 @@ def check_model(model: PreTrainedModel, head: Head, vocab_size: int, max_model_l
 
 def _probe_ids(length: int, vocab_size: int) -> Tensor:
     """[2, length] ids spread over the vocabulary, the same in the first half and different in the second."""
-    ids = (torch.arange(length) * 7919 + 13) % vocab_size
+    ids = torch.from_numpy(probe_ids(length, vocab_size).astype("int64"))
     other = ids.clone()
     other[length // 2 :] = (other[length // 2 :] + 1 + vocab_size // 2) % vocab_size
     return torch.stack([ids, other])

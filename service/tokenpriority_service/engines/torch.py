@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-from transformers.utils.hub import has_file
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tokenpriority.errors import InvalidSequence
 from tokenpriority.evidence import OPTIONAL_SIGNALS, SIGNALS
 from tokenpriority_service.engines import statistics
 from tokenpriority_service.engines.batches import plan_batches
+from tokenpriority_service.engines.checkpoint import load_tokenizer
 from tokenpriority_service.engines.contract import check_job, empty_rows, wanted
 from tokenpriority_service.engines.engine import Engine, EngineInfo, Job, Rows
 from tokenpriority_service.engines.fingerprint import model_fingerprint
@@ -29,8 +29,6 @@ from tokenpriority_service.engines.worker import Worker
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DEVICES = ("cpu", "cuda")
-
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
 class TorchEngine:
@@ -64,7 +62,7 @@ class TorchEngine:
         # Padded heads and padded embeddings both exist; only ids that both know can be scored.
         vocab_size = min(head.vocab_size, _input_vocab_size(loaded))
         check_model(loaded, head, vocab_size, length)
-        self._tokenizer = _load_tokenizer(model)
+        self._tokenizer = load_tokenizer(model)
         self._info = EngineInfo(
             engine="torch",
             model=model,
@@ -155,13 +153,6 @@ def _load_model(model: str, dtype: torch.dtype, device: str) -> PreTrainedModel:
         raise ValueError(f"model: {model} lacks {len(lost)} weights of {type(loaded).__name__}, the first is {lost[0]}")
     prepared: PreTrainedModel = loaded.eval().requires_grad_(False).to(device)
     return prepared
-
-
-def _load_tokenizer(model: str) -> Any | None:
-    # Without these files transformers makes up an empty tokenizer for some architectures.
-    if not any(has_file(model, name) for name in _TOKENIZER_FILES):
-        return None
-    return AutoTokenizer.from_pretrained(model, trust_remote_code=False)
 
 
 def _max_model_len(config: Any, asked: int | None) -> int:

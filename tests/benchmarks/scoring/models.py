@@ -24,7 +24,7 @@ _COMMON: dict[str, Any] = {
 LONGEST = 4000
 """Tokens of the prompt memory is measured with."""
 
-_SEQUENCES = {"llama 8k": (256, 64), "qwen3 152k": (64, 16)}
+_SEQUENCES = {"llama 8k": (256, 64), "qwen3 152k": (64, 8)}
 
 
 def sequences(shape: str, *, quick: bool) -> int:

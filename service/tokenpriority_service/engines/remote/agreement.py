@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tokenpriority_service.engines.engine import Ids, Rows
+from tokenpriority_service.engines.engine import Rows
 
 MEAN, WORST = 0.1, 1.0
 """Largest mean and largest single difference of log-probabilities, nats. Two runs of one bfloat16 model differ by up to
@@ -16,12 +16,7 @@ MEAN, WORST = 0.1, 1.0
 """
 
 LENGTH = 64
-
-
-def probe_ids(vocab_size: int, max_model_len: int) -> Ids:
-    """At most `LENGTH` ids spread over the vocabulary."""
-    count = min(LENGTH, max_model_len)
-    return ((np.arange(count, dtype=np.int64) * 7919 + 13) % vocab_size).astype(np.uint32)
+"""Tokens of the sequence, or the longest a replica takes."""
 
 
 def disagreement(ours: Rows, theirs: Rows) -> str | None:

@@ -14,9 +14,10 @@ import msgspec
 import numpy as np
 
 from tokenpriority.errors import EngineFault
+from tokenpriority_service.engines.contract import probe_ids
 from tokenpriority_service.engines.engine import Ids, Job, Rows
 from tokenpriority_service.engines.remote import completions, pooling
-from tokenpriority_service.engines.remote.agreement import probe_ids
+from tokenpriority_service.engines.remote.agreement import LENGTH
 from tokenpriority_service.engines.remote.replica import CHECK_SECONDS, Answer, Refused, Replica
 
 _NO_PLUGIN = "it pools, but not with the tokenpriority plugin (installed there, and TOKENPRIORITY_SCORING=1)"
@@ -120,11 +121,11 @@ class Examiner:
             if vocab_size is None:
                 raise Unfit("vocab_size", "a pooling server does not tell it, and there is no tokenizer: set it")
             served = Served(pooling.NAME, root, limit, version, vocab_size, "")
-            ids = probe_ids(vocab_size, limit)
+            ids = probe_ids(min(LENGTH, limit), vocab_size)
             answer = await replica.post(pooling.ROUTE, pooling.body(self.model, ids), tokens=len(ids))
             return Findings(served, pooling.rows(answer, Job(ids)))
         vocab_size = self._vocab_size(await completions.vocab_size(replica, self.model))
-        ids = probe_ids(vocab_size, limit - 1)
+        ids = probe_ids(min(LENGTH, limit - 1), vocab_size)
         body = completions.body(self.model, ids, likeliest=1)
         answer = await replica.post(completions.ROUTE, body, tokens=len(ids))
         completions.check_normalised(answer, ids, vocab_size)

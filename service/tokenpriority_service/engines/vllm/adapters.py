@@ -15,6 +15,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
+from tokenpriority_service.engines.contract import probe_ids
 from tokenpriority_service.engines.vllm import check, internals
 from tokenpriority_service.engines.vllm.fast_path import FastPath
 from tokenpriority_service.engines.vllm.prompt_logprobs import PromptLogprobs
@@ -22,6 +23,8 @@ from tokenpriority_service.engines.vllm.wish import Wish
 
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values vLLM's `max_lora_rank` can take."""
+
+_WEIGHTS = "adapter_model.safetensors"
 
 _OUTSIDE = ("lm_head", "embed_tokens")
 """Modules an adapter may not change: vLLM applies its lm_head adapters to sampled rows only, not to all of a prompt."""
@@ -62,21 +65,21 @@ class Adapters:
 
     async def check(self, llm: Any, path: FastPath | PromptLogprobs, dtype: str) -> None:
         """Raise ValueError if a probe scored under every model at once differs from one scored under each alone."""
-        ids = check.probe(llm.model_config.get_vocab_size(), path.longest(llm.model_config.max_model_len))
+        ids = probe_ids(min(48, path.longest(llm.model_config.max_model_len)), llm.model_config.get_vocab_size())
         requests = [self.base, *self.requests.values()] if self.requests else []
         alone = [await path.rows(llm, ids, Wish(), f"alone-{n}", lora) for n, lora in enumerate(requests)]
         together = await asyncio.gather(
             *(path.rows(llm, ids, Wish(), f"together-{n}", lora) for n, lora in enumerate(requests))
         )
         for first, second in zip(alone, together, strict=True):
-            check.compare_runs(first, second, dtype)
+            check.compare_runs(first[0], second[0], dtype, "logprobs of models scored alone and together")
 
 
 def _arguments(configs: list[dict[str, Any]]) -> dict[str, Any]:
     if not configs:
         return {}
     modules = {module.rsplit(".", 1)[-1] for config in configs for module in config["target_modules"]}
-    rank = max(int(config["r"]) for config in configs)
+    rank = max(map(_rank, configs))
     return {
         "enable_lora": True,
         "max_loras": len(configs),
@@ -101,13 +104,19 @@ def _config(name: str, folder: Path) -> dict[str, Any]:
     outside = [module for module in config["target_modules"] if module.rsplit(".", 1)[-1] in _OUTSIDE]
     if outside or saved:
         raise ValueError(f"adapters.{name}: {', '.join([*outside, *saved])} cannot be adapted where prompts are scored")
-    if int(config["r"]) > _RANKS[-1]:
-        raise ValueError(f"adapters.{name}: expected a rank of at most {_RANKS[-1]}, got {config['r']}")
+    if not 1 <= _rank(config) <= _RANKS[-1]:
+        raise ValueError(f"adapters.{name}: expected a rank r of 1 to {_RANKS[-1]}, got {_rank(config)}")
+    if not (folder / _WEIGHTS).is_file():
+        raise ValueError(f"adapters.{name}: no {_WEIGHTS} in {folder}")
     return config
+
+
+def _rank(config: dict[str, Any]) -> int:
+    return max(int(config.get("r", 0)), *map(int, (config.get("rank_pattern") or {0: 0}).values()))
 
 
 def _write_nothing(like: Path, folder: Path) -> None:
     """An adapter of the shape of another whose product is 0."""
-    weights = load_file(like / "adapter_model.safetensors")
-    save_file({name: tensor.zero_() for name, tensor in weights.items()}, folder / "adapter_model.safetensors")
+    weights = load_file(like / _WEIGHTS)
+    save_file({name: tensor.zero_() for name, tensor in weights.items()}, folder / _WEIGHTS)
     shutil.copy(like / "adapter_config.json", folder)

@@ -99,9 +99,15 @@ class Core:
         if self._closed:
             return
         self._closed, self._fault = True, _CLOSED
-        asyncio.run_coroutine_threadsafe(self._shutdown(), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
+        ending = asyncio.run_coroutine_threadsafe(self._shutdown(), self._loop)
+        ending.add_done_callback(lambda _: self._loop.call_soon_threadsafe(self._loop.stop))
+        try:
+            ending.result(2 * _SHUTDOWN_SECONDS)
+        except TimeoutError:
+            # It is in the midst of loading a model, which cannot be stopped; its process ends with this one.
+            _logger.warning("model %s: still starting, not waited for", self._name)
+        else:
+            self._thread.join()
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -145,7 +151,8 @@ class Core:
             self._pause = FIRST_PAUSE
         _logger.error("model %s: the engine core died after %.0f s", self._name, lived)
         self._fault = _DIED
-        self._llm.shutdown()
+        with contextlib.suppress(Exception):  # of a dead core nothing but its sockets is left
+            self._llm.shutdown()
         while not await self._came_back():
             pass
         _logger.warning("model %s: the engine core is back", self._name)
@@ -164,8 +171,7 @@ class Core:
     async def _shutdown(self) -> None:
         if self._watch is not None:
             self._watch.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._watch
+            await asyncio.gather(self._watch, return_exceptions=True)
         if self._llm is not None:
             self._llm.shutdown(_SHUTDOWN_SECONDS)  # on this thread, or its listeners would report a death
             self._llm = None  # or it would be shut down once more when the interpreter ends, and fail

@@ -97,13 +97,15 @@ class VllmEngine(ScoredModel):
             **known.arguments,
         }
 
+        identity = Identity(model, revision, dtype, path, tensor_parallel, adapters)
+
         async def check(llm: Any) -> None:
+            await asyncio.to_thread(identity.read)
             await known.load(llm)
             await path.check(llm, known.base)
             await known.check(llm, path, dtype)
 
         core = Core(arguments, {**path.environment, **_environment(threads)}, check, name=model)
-        identity = Identity(model, revision, dtype, path, tensor_parallel)
         try:
             core.start()
             tokenizer = load_tokenizer(model, revision)

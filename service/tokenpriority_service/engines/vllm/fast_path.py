@@ -5,6 +5,7 @@ Knows how a scoring model is asked and checked. Knows nothing of processes or of
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from tokenpriority.evidence import OPTIONAL_SIGNALS, SIGNALS
 from tokenpriority_service.engines.chunks import chunk_rows
+from tokenpriority_service.engines.contract import probe_ids
 from tokenpriority_service.engines.engine import Ids, Rows
 from tokenpriority_service.engines.vllm import check, internals
 from tokenpriority_service.engines.vllm.plugin import SWITCH
@@ -52,18 +54,27 @@ class FastPath:
         return found
 
     async def check(self, llm: Any, lora: Any = None) -> None:
-        """Raise ValueError if a probe scored in the workers disagrees with plain log_softmax over the same logits, or
-        with itself when it is scored from the middle (its beginning then comes from the prefix cache, if that is on).
+        """Raise ValueError if a probe scored in the workers disagrees with plain log_softmax over the same logits, with
+        itself scored from the middle (its beginning then comes from the prefix cache, if that is on), or does not
+        change where a token changes.
         """
-        config = llm.model_config
+        config = llm.vllm_config
+        vocab_size = config.model_config.get_vocab_size()
         # Refused here by name; in a worker it would end the core.
-        local_size = -(-config.get_vocab_size() // llm.vllm_config.parallel_config.tensor_parallel_size)
-        chunk_rows(self._logits_bytes, local_size, "cpu")
-        ids = check.probe(config.get_vocab_size(), config.max_model_len)
+        chunk_rows(self._logits_bytes, -(-vocab_size // config.parallel_config.tensor_parallel_size), "cpu")
+        # Longer than two blocks of the cache: only whole blocks are kept.
+        length = min(2 * config.cache_config.block_size + 2, config.model_config.max_model_len)
+        ids = probe_ids(length, vocab_size)
         checked = await self.rows(llm, ids, Wish(check=True), "check", lora)
         check.compare(checked)
-        middle = len(ids) // 2
-        again = await self.rows(llm, ids, Wish(score_from=middle), "check again", lora)
-        check.compare_runs(checked[: len(SIGNALS), middle - 1 :], again, self._dtype)
         if not np.isfinite(checked).all():
             raise ValueError("the self-check failed: a signal of the probe is not finite")
+        middle = length // 2 + 1
+        again = await self.rows(llm, ids, Wish(score_from=middle), "check-again", lora)
+        for row in range(check.ROWS):
+            check.compare_runs(checked[row, middle - 1 :], again[row], self._dtype, "two runs of the same tokens")
+        changed = check.variants(ids, vocab_size)
+        rows = await asyncio.gather(
+            *(self.rows(llm, each, Wish(), f"check-{position}", lora) for position, each in changed.items())
+        )
+        check.compare_variants(checked, dict(zip(changed, rows, strict=True)), self._dtype)

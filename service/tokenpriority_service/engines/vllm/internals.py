@@ -185,7 +185,7 @@ def bound_prefix_hits() -> None:
     from vllm.v1.core.kv_cache_manager import KVCacheManager
 
     unbounded = KVCacheManager.get_computed_blocks
-    if hasattr(unbounded, "__wrapped__"):
+    if hasattr(unbounded, KEY):
         return  # plugins may be loaded more than once
 
     @functools.wraps(unbounded)
@@ -195,6 +195,7 @@ def bound_prefix_hits() -> None:
             request = _Shortened(request, Wish.unpack(params.extra_kwargs).score_from)
         return unbounded(self, request)
 
+    setattr(get_computed_blocks, KEY, True)
     KVCacheManager.get_computed_blocks = get_computed_blocks
 
 

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from tokenpriority_service.engines.vllm.plugin import ORIGINALS
+from tokenpriority_service.engines.vllm.plugin import ORIGINALS, replace_models
 from tokenpriority_service.engines.vllm.wish import KEY
 
 
 def __getattr__(name: str) -> type:
+    if not ORIGINALS:
+        # vLLM's own inspection of a class, in a process that nobody told of the plugin: `models` is registered already
+        # in the process that asks.
+        replace_models()
     if name not in ORIGINALS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return scoring(ORIGINALS[name].load_model_cls())

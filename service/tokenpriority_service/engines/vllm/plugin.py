@@ -25,6 +25,11 @@ def register() -> None:
     parent.follow()
     if os.environ.get(SWITCH) != "1" or ORIGINALS:
         return
+    replace_models()
+
+
+def replace_models() -> None:
+    """Have vLLM take our class for every causal LM, in this process."""
     from tokenpriority_service.engines.vllm import internals
 
     for architecture in internals.causal_architectures():

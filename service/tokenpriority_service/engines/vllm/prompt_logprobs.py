@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tokenpriority_service.engines.contract import probe_ids
 from tokenpriority_service.engines.engine import Ids, Rows
 from tokenpriority_service.engines.vllm import internals
-from tokenpriority_service.engines.vllm.check import probe
 from tokenpriority_service.engines.vllm.wish import Wish
 
 
@@ -49,6 +49,7 @@ class PromptLogprobs:
     async def check(self, llm: Any, lora: Any = None) -> None:
         """Raise ValueError if a probe's logprobs are not logprobs."""
         config = llm.model_config
-        rows = await self.rows(llm, probe(config.get_vocab_size(), config.max_model_len - 1), Wish(), "check", lora)
+        ids = probe_ids(min(48, self.longest(config.max_model_len)), config.get_vocab_size())
+        rows = await self.rows(llm, ids, Wish(), "check", lora)
         if not (rows[0] <= 0).all() or not (rows[1] >= 1).all():
             raise ValueError("the self-check failed: vLLM's prompt logprobs are not logprobs")

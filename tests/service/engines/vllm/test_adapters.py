@@ -76,7 +76,7 @@ def changed(folder: str, to: Path, **fields: Any) -> str:
         ({"modules_to_save": ["lm_head"]}, "adapters.mine: lm_head cannot be adapted"),
         ({"peft_type": "IA3"}, "adapters.mine: expected a LoRA adapter"),
         ({"target_modules": "all-linear"}, "adapters.mine: expected a LoRA adapter with a list"),
-        ({"r": 1024}, "adapters.mine: expected a rank of at most 512, got 1024"),
+        ({"r": 1024}, "adapters.mine: expected a rank r of 1 to 512, got 1024"),
     ],
 )
 def test_what_cannot_be_adapted_is_refused_before_anything_starts(

@@ -25,7 +25,9 @@ if __name__ == "__main__":
     model = sys.argv[1]
     config = AsyncEngineArgs(model=model, dtype="float32", enforce_eager=True).create_engine_config()
     path = FastPath(dtype="float32", logits_bytes=1 << 28)
-    print(Identity(model, None, "float32", path, 1).base(config, load_tokenizer(model)).fingerprint)
+    identity = Identity(model, None, "float32", path, 1, {})
+    identity.read()
+    print(identity.base(config, load_tokenizer(model)).fingerprint)
 """
 
 
@@ -37,9 +39,16 @@ def fingerprint(vllm: Any, llama: Any) -> Callable[..., str]:
     from tokenpriority_service.engines.vllm.identity import Identity
     from tokenpriority_service.engines.vllm.prompt_logprobs import PromptLogprobs
 
-    def compute(folder: Path, dtype: str = "float32", evidence: str = "full", tensor_parallel: int = 1) -> str:
+    def compute(
+        folder: Path,
+        dtype: str = "float32",
+        evidence: str = "full",
+        tensor_parallel: int = 1,
+        revision: str | None = None,
+    ) -> str:
         path = FastPath(dtype=dtype, logits_bytes=1 << 28) if evidence == "full" else PromptLogprobs()
-        identity = Identity(str(folder), None, dtype, path, tensor_parallel)
+        identity = Identity(str(folder), revision, dtype, path, tensor_parallel, {})
+        identity.read()
         return str(identity.base(llama._core.config, load_tokenizer(str(folder))).fingerprint)
 
     return compute
@@ -71,6 +80,7 @@ def test_settings_that_move_a_number(fingerprint: Callable[..., str], vllm: Any,
         fingerprint(folder, dtype="bfloat16"),
         fingerprint(folder, evidence="prompt_logprobs"),
         fingerprint(folder, tensor_parallel=2),
+        fingerprint(folder, revision="v2"),
     ]
     assert ways[0] == llama.info.fingerprint
     assert len(set(ways)) == len(ways)
@@ -97,3 +107,18 @@ def test_the_tokenizer(fingerprint: Callable[..., str], llama: Any, copy: Path) 
         PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE(vocabulary, []))).save_pretrained(copy)
         found.append(fingerprint(copy))
     assert len(set(found)) == 3
+
+
+def test_a_restart_does_not_take_other_weights_for_the_same(copy: Path) -> None:
+    from tokenpriority_service.engines.vllm.fast_path import FastPath
+    from tokenpriority_service.engines.vllm.identity import Identity
+
+    identity = Identity(str(copy), None, "float32", FastPath(dtype="float32", logits_bytes=1 << 28), 1, {})
+    identity.read()
+    identity.read()
+    weights = copy / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(ValueError, match=r"model: model.safetensors in .* has changed since it was loaded"):
+        identity.read()

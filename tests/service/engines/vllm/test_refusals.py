@@ -46,7 +46,7 @@ def test_wrong_evidence_is_never_served(
     monkeypatch.setenv("VLLM_PLUGINS", "tokenpriority,spoiling")
     others = set(processes.named("EngineCore"))
     with (
-        pytest.raises(ValueError, match=r"the self-check failed: .* differ by 0.0003 nats"),
+        pytest.raises(ValueError, match=r"the self-check failed: .* differ by 0.0003"),
         open_engine(vllm.saved("llama")),
     ):
         pass
@@ -76,11 +76,31 @@ def test_the_self_check_sees_any_wrong_number(vllm: Any, row: int, wrong: float)
 def test_two_runs_of_the_same_tokens_must_agree(vllm: Any, dtype: str, drift: float) -> None:
     from tokenpriority_service.engines.vllm import check
 
-    rows = checked()[:6]
-    check.compare_runs(rows, rows + drift / 4, dtype)
+    row = checked()[0]
+    check.compare_runs(row, row + drift / 4, dtype, "runs")
     for wrong in (drift, np.nan):
-        with pytest.raises(ValueError, match="the same tokens scored from the middle"):
-            check.compare_runs(rows, rows + np.float32(wrong), dtype)
+        with pytest.raises(ValueError, match="the self-check failed: runs differ by"):
+            check.compare_runs(row, row + np.float32(wrong), dtype, "runs")
+
+
+@pytest.mark.parametrize("shift", [-1, 0, 1])
+def test_evidence_must_stand_at_its_token(vllm: Any, shift: int) -> None:
+    """Evidence of a model whose every row depends on all tokens before it, right and shifted by one."""
+    from tokenpriority_service.engines.vllm import check
+
+    def evidence(ids: Any) -> Any:
+        context = np.cumsum(ids.astype(np.float64) * np.arange(1, len(ids) + 1))[:-1] % 97
+        rows = np.stack([context + ids[1:] % 89, context, context % 31]).astype(np.float32)
+        return np.roll(rows, shift, axis=1)
+
+    ids = np.arange(40, dtype=np.uint32) * 7 % 50
+    changed = {position: evidence(each) for position, each in check.variants(ids, 50).items()}
+    assert len(changed) == 3
+    if shift == 0:
+        check.compare_variants(evidence(ids), changed, "float32")
+    else:
+        with pytest.raises(ValueError, match="the self-check failed"):
+            check.compare_variants(evidence(ids), changed, "float32")
 
 
 @pytest.mark.parametrize(
