@@ -189,7 +189,7 @@ class Lab:
         """`check` of each, against the truth of a model of `MODELS`. Returns the largest error in nats."""
         assert len(results) == len(jobs)
         pairs = zip(results, jobs, strict=True)
-        return max(self.check(rows, job, self.truth(kind, job), atol=atol) for rows, job in pairs)
+        return max((self.check(rows, job, self.truth(kind, job), atol=atol) for rows, job in pairs), default=0.0)
 
     @staticmethod
     def close_to(rows: Any, others: Any, atol: float) -> None:
