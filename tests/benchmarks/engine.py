@@ -60,7 +60,7 @@ def measure(folder: Path, shape: str, dtype: str, options: argparse.Namespace) -
     """Every way on one model: rows of the table, which is printed as it comes."""
     path = models.saved(folder, shape)
     count = options.sequences or models.sequences(shape, quick=options.quick)
-    rounds = options.rounds or (3 if options.quick else 5)
+    rounds = options.rounds or (2 if options.quick else 5)
     rng = np.random.default_rng(0)
     seconds: dict[str, list[float]] = {}
     peaks: dict[str, float] = {}
