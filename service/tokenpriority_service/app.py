@@ -16,10 +16,8 @@ from starlette.requests import ClientDisconnect
 
 from tokenpriority.errors import ApiError, NotFound
 from tokenpriority_service.access import Access
-from tokenpriority_service.engines import load_engine
-from tokenpriority_service.engines.engine import Engine
+from tokenpriority_service.engines import Engine, Load, load_engine
 from tokenpriority_service.failure import failure
-from tokenpriority_service.models import Load
 from tokenpriority_service.openapi import provider
 from tokenpriority_service.record import CLIENT_GONE
 from tokenpriority_service.routes import ClientGone, create_router

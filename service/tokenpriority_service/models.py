@@ -20,14 +20,11 @@ from tokenpriority.errors import NotFound, Unavailable
 from tokenpriority.schema import ModelInfo, ModelList
 from tokenpriority_service.admission import Admission
 from tokenpriority_service.dispatch import RETRY_SECONDS, Dispatcher
-from tokenpriority_service.engines.engine import Engine
+from tokenpriority_service.engines import Engine, Load
 from tokenpriority_service.engines.fingerprint import tokenizer_fingerprint
 from tokenpriority_service.settings import ModelSettings
 from tokenpriority_service.store import EvidenceStore
 from tokenpriority_service.text import Text
-
-Load = Callable[..., Engine]
-"""`engines.load_engine`: an engine from its name and settings. It takes as long as it takes, in a thread of its own."""
 
 T = TypeVar("T")
 

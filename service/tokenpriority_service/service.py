@@ -15,8 +15,8 @@ from tokenpriority_service.access import Gate
 from tokenpriority_service.admission import Admission
 from tokenpriority_service.auth import Teams
 from tokenpriority_service.door import Door
-from tokenpriority_service.engines.engine import Engine
-from tokenpriority_service.models import Load, Models
+from tokenpriority_service.engines import Engine, Load
+from tokenpriority_service.models import Models
 from tokenpriority_service.record import Record
 from tokenpriority_service.scoring import gather, score
 from tokenpriority_service.settings import Settings

@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -40,11 +41,9 @@ class Running:
 
     def cores(self) -> list[int]:
         """Its engine cores, in the order they were started."""
-        listed = subprocess.run(
-            ["ps", "-o", "pid=,comm=", "--ppid", str(self.process.pid)], stdout=subprocess.PIPE, text=True, check=True
-        )
-        found = [line.split()[0] for line in listed.stdout.splitlines() if "EngineCor" in line]
-        return sorted(int(pid) for pid in found)
+        below = psutil.Process(self.process.pid).children()
+        cores = [each for each in below if each.is_running() and "EngineCore" in " ".join(each.cmdline())]
+        return [each.pid for each in sorted(cores, key=psutil.Process.create_time)]
 
     def ready(self) -> bool:
         return httpx.get(f"{self.url}/readyz", timeout=10).status_code == 200

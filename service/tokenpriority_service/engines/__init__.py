@@ -12,7 +12,11 @@ from typing import Any
 
 from tokenpriority_service.engines.engine import Engine, EngineInfo, Job
 
-__all__ = ["ENGINES", "Engine", "EngineInfo", "Job", "load_engine", "missing"]
+__all__ = ["ENGINES", "Engine", "EngineInfo", "Job", "Load", "load_engine", "missing"]
+
+
+Load = Callable[..., Engine]
+"""`load_engine`, or what answers like it: an engine from its name and settings, after as long as it takes."""
 
 
 def load_engine(kind: str, **settings: Any) -> Engine:

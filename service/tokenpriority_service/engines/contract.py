@@ -5,7 +5,7 @@ Knows jobs and rows. Knows nothing of models: an engine keeps the protocol by ca
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import numpy as np
 
@@ -41,6 +41,28 @@ def probe_ids(count: int, vocab_size: int) -> Ids:
 def wanted(job: Job) -> int:
     """How many positions of a job are scored."""
     return max(0, len(job.token_ids) - job.score_from)
+
+
+async def score_wanted(
+    jobs: Sequence[Job], info: EngineInfo, score: Callable[[list[Job]], Awaitable[list[Rows | Exception]]]
+) -> list[Rows | Exception]:
+    """The result of each job in order: InvalidSequence where this model cannot take it, all NaN where nothing of it is
+    wanted, and of the others what `score` gives for them.
+    """
+    results: list[Rows | Exception] = []
+    queued = []
+    for number, job in enumerate(jobs):
+        try:
+            check_job(job, info)
+        except InvalidSequence as error:
+            results.append(error)
+            continue
+        results.append(empty_rows(job))
+        if wanted(job):
+            queued.append(number)
+    for number, result in zip(queued, await score([jobs[n] for n in queued]), strict=True):
+        results[number] = result
+    return results
 
 
 def empty_rows(job: Job) -> Rows:

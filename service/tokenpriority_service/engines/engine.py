@@ -18,6 +18,10 @@ Ids = np.ndarray[Any, np.dtype[np.uint32]]
 Rows = np.ndarray[Any, np.dtype[np.float32]]
 
 
+DTYPES = ("float32", "bfloat16", "float16")
+"""What an engine that loads a model may load it in."""
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """One sequence to score.

@@ -31,7 +31,7 @@ def tokenizer_fingerprint(tokenizer: Any | None) -> str:
         rules = {key: rule for key, rule in json.loads(backend.to_str()).items() if key not in _TOKENIZER_NOISE}
     else:
         rules = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
-    return _digest(
+    return digest(
         {
             "rules": rules,
             "special_tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
@@ -58,7 +58,7 @@ def files_fingerprint(files: dict[str, str], tokenizer: Any | None, numerics: di
 
     For engines that hold the weights in another process, or on another machine.
     """
-    return _digest({"files": files, "numerics": numerics, "tokenizer": tokenizer_fingerprint(tokenizer)})
+    return digest({"files": files, "numerics": numerics, "tokenizer": tokenizer_fingerprint(tokenizer)})
 
 
 def _update_with_weights(digest: Any, model: Any) -> None:
@@ -88,5 +88,6 @@ def _json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True).encode() + b"\n"
 
 
-def _digest(value: Any) -> str:
+def digest(value: Any) -> str:
+    """32 hex digits over a value of JSON."""
     return hashlib.blake2b(_json(value), digest_size=DIGEST_BYTES).hexdigest()

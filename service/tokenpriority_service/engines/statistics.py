@@ -102,7 +102,7 @@ def _ends(logits: Tensor, targets: Tensor, start: int) -> Tensor:
 
 
 def _fused_both(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    ends = torch.stack([logits.gather(1, targets[:, None]).squeeze(1), logits.amax(1)], 1)
+    ends = _ends(logits, targets, 0)
     return ends, _fused_sums(logits, ends)
 
 

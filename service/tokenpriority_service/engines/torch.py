@@ -14,12 +14,11 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from tokenpriority.errors import InvalidSequence
 from tokenpriority.evidence import OPTIONAL_SIGNALS, SIGNALS
 from tokenpriority_service.engines import statistics
 from tokenpriority_service.engines.batches import plan_batches
 from tokenpriority_service.engines.checkpoint import load_tokenizer
-from tokenpriority_service.engines.contract import check_job, empty_rows, wanted
+from tokenpriority_service.engines.contract import score_wanted
 from tokenpriority_service.engines.engine import Engine, EngineInfo, Job, Rows
 from tokenpriority_service.engines.fingerprint import model_fingerprint
 from tokenpriority_service.engines.head import Head
@@ -99,20 +98,7 @@ class TorchEngine:
 
     async def score(self, jobs: Sequence[Job]) -> list[Rows | Exception]:
         """Evidence of each job in order, see `Engine.score`; jobs of concurrent calls share batches."""
-        results: list[Rows | Exception] = []
-        queued = []
-        for number, job in enumerate(jobs):
-            try:
-                check_job(job, self._info)
-            except InvalidSequence as error:
-                results.append(error)
-                continue
-            results.append(empty_rows(job))
-            if wanted(job):
-                queued.append(number)
-        for number, result in zip(queued, await self._worker.score([jobs[n] for n in queued]), strict=True):
-            results[number] = result
-        return results
+        return await score_wanted(jobs, self._info, self._worker.score)
 
     async def close(self) -> None:
         """Stop after the batch now running and free the model; idempotent."""

@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-DTYPES = ("float32", "bfloat16", "float16")
+from tokenpriority_service.engines.engine import DTYPES
 
 
 def verify(

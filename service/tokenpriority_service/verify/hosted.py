@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from tokenpriority_service.engines import Engine, Job
+from tokenpriority_service.engines import Engine, Job, Load
 from tokenpriority_service.engines.engine import Ids, Rows
-
-Load = Callable[..., Engine]
-"""`engines.load_engine`, or what answers like it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tokenpriority_service.engines import load_engine
+from tokenpriority_service.engines import Load, load_engine
 from tokenpriority_service.engines.engine import Ids
 from tokenpriority_service.verify.apart import Failed, run_apart
 from tokenpriority_service.verify.comparison import ALL_SIGNALS, SignalError, compare, window
-from tokenpriority_service.verify.hosted import Load, run_hosted
+from tokenpriority_service.verify.hosted import run_hosted
 from tokenpriority_service.verify.plain import Plain, run_plain
 from tokenpriority_service.verify.sequences import make_sequences, vocabulary_of
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
+
 
 def rise(pid: int, work: Callable[[], object]) -> float:
     """MiB by which the process's peak resident memory rose above what it held before `work`."""
@@ -15,31 +17,8 @@ def rise(pid: int, work: Callable[[], object]) -> float:
 
 
 def children(name: str) -> set[int]:
-    """Processes below this one whose command line or name contains `name`."""
-    return {pid for pid in _below() if name in _name(pid)}
-
-
-def _below() -> set[int]:
-    parents = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            except OSError:
-                continue
-    found: set[int] = set()
-    fresh = {int(Path("/proc/self").resolve().name)}
-    while fresh:
-        fresh = {pid for pid, parent in parents.items() if parent in fresh} - found
-        found |= fresh
-    return found
-
-
-def _name(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ") + Path(f"/proc/{pid}/comm").read_text()
-    except OSError:
-        return ""
+    """Processes below this one whose command line contains `name`."""
+    return {each.pid for each in psutil.Process().children(recursive=True) if name in " ".join(each.cmdline())}
 
 
 def _status(pid: int, field: str) -> int:

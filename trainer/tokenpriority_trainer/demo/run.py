@@ -3,9 +3,10 @@
 Knows the order of things and which files lie where. Everything it does is done by the modules beside it.
 
     OUT/report.html, OUT/results.json
-    OUT/work/{base,reference}/          the frozen models
-    OUT/work/seed-S/                    plain.jsonl, labelled.jsonl; {uniform,positive,signed}/, one training each
-    OUT/work/logs/                      what the server and the trainings printed
+    and in OUT/work:
+    base, reference     the frozen models
+    seed-S              plain.jsonl, labelled.jsonl; uniform, positive and signed, one training each
+    logs                what the server and the trainings printed
 """
 
 from __future__ import annotations

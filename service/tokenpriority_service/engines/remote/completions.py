@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from tokenpriority.errors import EngineFault
-from tokenpriority_service.engines.contract import empty_rows
+from tokenpriority_service.engines.contract import filled_rows
 from tokenpriority_service.engines.engine import Ids, Job, Rows
 from tokenpriority_service.engines.remote.numbers import check_logprobs
 from tokenpriority_service.engines.remote.replica import Answer, Refused, Replica
@@ -67,14 +67,11 @@ def rows(answer: Answer, job: Job) -> Rows:
     """[6, T] of a job, signals other than `SIGNALS` NaN. Raises EngineFault if the answer is not wholly sound."""
     ids = job.token_ids
     entries = [position[token] for token, position in zip(ids[1:].tolist(), _positions(answer, ids), strict=True)]
-    logprobs = np.array([math.nan, *(entry.logprob for entry in entries)], np.float64)
-    ranks = np.array([math.nan, *(entry.rank for entry in entries)], np.float64)
+    logprobs = np.array([entry.logprob for entry in entries])
     logprobs[logprobs <= _MINUS_INFINITY] = -math.inf
-    check_logprobs(logprobs[1:])
-    filled = empty_rows(job)
-    filled[job.rows.index("logprob"), job.score_from :] = logprobs[job.score_from :]
-    filled[job.rows.index("rank"), job.score_from :] = ranks[job.score_from :]
-    return filled
+    check_logprobs(logprobs)
+    evidence = np.array([logprobs, [entry.rank for entry in entries]], np.float32)
+    return filled_rows(job, evidence[:, job.score_from - 1 :], SIGNALS)
 
 
 def check_normalised(answer: Answer, ids: Ids, vocab_size: int) -> None:

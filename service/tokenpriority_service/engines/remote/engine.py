@@ -7,8 +7,6 @@ that is asked of a replica to `fleet` and `watch`.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -16,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from tokenpriority.background import Background
-from tokenpriority.errors import InvalidSequence, Unavailable
-from tokenpriority_service.engines.contract import check_job, empty_rows, wanted
+from tokenpriority.errors import Unavailable
+from tokenpriority_service.engines.contract import score_wanted
 from tokenpriority_service.engines.engine import Engine, EngineInfo, Job, Rows
-from tokenpriority_service.engines.fingerprint import DIGEST_BYTES, tokenizer_fingerprint
+from tokenpriority_service.engines.fingerprint import digest, tokenizer_fingerprint
 from tokenpriority_service.engines.remote.examination import Examiner, Served
 from tokenpriority_service.engines.remote.fleet import Fleet
 from tokenpriority_service.engines.remote.replica import Replica
@@ -109,20 +107,7 @@ class RemoteEngine:
 
     async def score(self, jobs: Sequence[Job]) -> list[Rows | Exception]:
         """Evidence of each job in order, see `Engine.score`."""
-        results: list[Rows | Exception] = []
-        asked = []
-        for number, job in enumerate(jobs):
-            try:
-                check_job(job, self._info)
-            except InvalidSequence as error:
-                results.append(error)
-                continue
-            results.append(empty_rows(job))
-            if wanted(job):
-                asked.append(number)
-        for number, result in zip(asked, await self._ask([jobs[n] for n in asked]), strict=True):
-            results[number] = result
-        return results
+        return await score_wanted(jobs, self._info, self._ask)
 
     async def close(self) -> None:
         """Give up what is in flight and end the thread; idempotent."""
@@ -205,13 +190,12 @@ def _info(model: str, served: Served, revision: str, tokenizer: Any | None, max_
         "revision": revision,
         "tokenizer": tokenizer_fingerprint(tokenizer),
     }
-    digest = hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=DIGEST_BYTES)
     return EngineInfo(
         engine="remote",
         model=model,
         dtype="unknown",  # it does not show over HTTP
         max_model_len=max_model_len or served.max_model_len,
         vocab_size=served.vocab_size,
-        fingerprint=digest.hexdigest(),
+        fingerprint=digest(told),
         signals=WAYS[served.evidence].SIGNALS,
     )

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 from dataclasses import dataclass
 
+import anyio
 import httpx
 import msgspec
 
@@ -69,7 +70,8 @@ class Replica:
         self._max_concurrent = max_concurrent
         self._requests = 0
         self._held_until = 0.0
-        self._scopes: set[asyncio.Timeout] = set()
+        # anyio's scopes, not asyncio's timeouts: those would cut short httpx's closing of a connection that just broke.
+        self._scopes: set[anyio.CancelScope] = set()
         headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
         self._http = httpx.AsyncClient(
             base_url=url,
@@ -108,7 +110,7 @@ class Replica:
         self.reason = reason
         scopes, self._scopes = self._scopes, set()
         for scope in scopes:
-            scope.reschedule(asyncio.get_running_loop().time())
+            scope.cancel()
 
     async def get(self, route: str) -> Answer:
         """A 2xx answer that costs nothing. Raises Unreachable or Refused."""
@@ -120,15 +122,13 @@ class Replica:
 
     async def score(self, route: str, body: bytes, *, tokens: int) -> Answer:
         """As `post`, but given up when the replica leaves the rotation."""
-        try:
-            async with asyncio.timeout(None) as scope:
-                self._scopes.add(scope)
-                try:
-                    return await self.post(route, body, tokens=tokens)
-                finally:
-                    self._scopes.discard(scope)
-        except TimeoutError:  # of this scope: `post` has one of its own
-            raise Unreachable(f"given up: {self.reason}") from None
+        with anyio.CancelScope() as scope:
+            self._scopes.add(scope)
+            try:
+                return await self.post(route, body, tokens=tokens)
+            finally:
+                self._scopes.discard(scope)
+        raise Unreachable(f"given up: {self.reason}")
 
     async def aclose(self) -> None:
         """Close the connections; idempotent."""
@@ -138,7 +138,7 @@ class Replica:
         self, seconds: float, method: str, route: str, body: bytes | None = None, tokens: int = 0
     ) -> Answer:
         try:
-            async with asyncio.timeout(seconds):
+            with anyio.fail_after(seconds):
                 return await self._send(method, route, body, _ANSWER_BYTES + _ANSWER_BYTES_PER_TOKEN * tokens)
         except TimeoutError:
             raise Unreachable(f"{route}: no answer within {seconds:g} s") from None

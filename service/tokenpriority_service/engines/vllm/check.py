@@ -31,7 +31,7 @@ DRIFT = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 0.5}
 def plain(logits: Tensor, targets: Tensor) -> Tensor:
     """[3, n] float32 from full logits [n, V] and targets [n], by definition."""
     logprobs = logits.double().log_softmax(-1)
-    entropy = -torch.special.xlogy(logprobs.exp(), logprobs.exp()).sum(-1)
+    entropy = torch.special.entr(logprobs.exp()).sum(-1)
     chosen = logprobs.gather(1, targets[:, None]).squeeze(1)
     return torch.stack([chosen, entropy, logprobs.amax(-1)]).float()
 

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from tokenpriority_service.engines.checkpoint import checkpoint_files, load_tokenizer
-from tokenpriority_service.engines.engine import Engine
+from tokenpriority_service.engines.engine import DTYPES, Engine
 from tokenpriority_service.engines.vllm import internals, parent
 from tokenpriority_service.engines.vllm.adapters import Adapters
 from tokenpriority_service.engines.vllm.core import Core
@@ -23,7 +23,6 @@ from tokenpriority_service.engines.vllm.identity import Identity
 from tokenpriority_service.engines.vllm.prompt_logprobs import PromptLogprobs
 from tokenpriority_service.engines.vllm.scored import ScoredModel
 
-DTYPES = ("float32", "bfloat16", "float16")
 EVIDENCE = ("full", "prompt_logprobs")
 
 _CPU_KV_BYTES = 1 << 30
@@ -51,7 +50,7 @@ class VllmEngine(ScoredModel):
     LoRA adapter.
 
     The model is loaded in `dtype`, its logits are computed in it, and the evidence from them in float32. A position
-    depends on what it was batched with only by rounding (measured in float32: 2e-6 nats; bfloat16: README).
+    depends on what it was batched with only by rounding (tests/benchmarks/RESULTS.md; in float32 below 1e-6 nats).
 
     Raises ValueError, naming the field, if the model cannot be loaded as asked or fails the self-check (`check`).
     """

@@ -9,7 +9,6 @@ Shapes: N wanted rows of a step, H hidden, V the vocabulary, T the tokens of a p
 from __future__ import annotations
 
 from collections.abc import Set
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -50,20 +49,23 @@ class EvidencePooler(internals.Pooler):  # type: ignore[misc]
     def forward(self, hidden_states: Tensor, pooling_metadata: Any) -> list[Tensor | None]:
         """For each request [S, T - score_from] float32 once its prompt has ended, None before."""
         parts = internals.parts(pooling_metadata)
-        found: dict[int, Tensor] = {}
-        kinds = sorted(range(len(parts)), key=lambda index: _kind(parts[index].wish))
-        for kind, members in groupby(kinds, key=lambda index: _kind(parts[index].wish)):
-            found |= self._group(hidden_states, {index: parts[index] for index in members}, kind)
-        return [_keep(part, found[index]) for index, part in enumerate(parts)]
+        results: list[Tensor | None] = [None] * len(parts)
+        # Sorted, so that all processes of a group compute the same at once.
+        for kind in sorted({_kind(part.wish) for part in parts}):
+            members = [index for index, part in enumerate(parts) if _kind(part.wish) == kind]
+            evidence = self._group(hidden_states, [parts[index] for index in members], kind)
+            for index, each in zip(members, evidence, strict=True):
+                results[index] = _keep(parts[index], each)
+        return results
 
-    def _group(self, hidden: Tensor, parts: dict[int, Part], kind: tuple[bool, bool]) -> dict[int, Tensor]:
+    def _group(self, hidden: Tensor, parts: list[Part], kind: tuple[bool, bool]) -> tuple[Tensor, ...]:
         """Evidence [S, n] of the n wanted rows of each part; parts of one kind share chunks."""
-        spans = {index: _span(part) for index, part in parts.items()}
-        rows = torch.cat([torch.arange(a, b) - p.start + p.first for p, (a, b) in _pairs(parts, spans)])
-        targets = torch.cat([part.token_ids[a + 1 : b + 1].long() for part, (a, b) in _pairs(parts, spans)])
-        sizes = [b - a for a, b in spans.values()]
+        spans = [(part, *_span(part)) for part in parts]
+        rows = torch.cat([torch.arange(a, b) - part.start + part.first for part, a, b in spans])
+        targets = torch.cat([part.token_ids[a + 1 : b + 1].long() for part, a, b in spans])
         evidence = self._evidence(hidden, rows.to(hidden.device), targets.to(hidden.device), kind)
-        return dict(zip(parts, evidence.split(sizes, dim=1), strict=True))
+        found: tuple[Tensor, ...] = evidence.split([b - a for _, a, b in spans], dim=1)
+        return found
 
     def _evidence(self, hidden: Tensor, rows: Tensor, targets: Tensor, kind: tuple[bool, bool]) -> Tensor:
         """[S, N] in chunks; a chunk the memory does not suffice for is tried in smaller ones."""
@@ -101,10 +103,6 @@ def _kind(wish: Wish) -> tuple[bool, bool]:
 
 def _height(kind: tuple[bool, bool]) -> int:
     return SIGNALS + kind[0] + (check.ROWS if kind[1] else 0)
-
-
-def _pairs(parts: dict[int, Part], spans: dict[int, tuple[int, int]]) -> list[tuple[Part, tuple[int, int]]]:
-    return [(part, spans[index]) for index, part in parts.items()]
 
 
 def _span(part: Part) -> tuple[int, int]:

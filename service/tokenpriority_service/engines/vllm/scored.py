@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from tokenpriority.errors import ApiError, EngineFault, InvalidSequence
-from tokenpriority_service.engines.contract import check_job, empty_rows, filled_rows, wanted
+from tokenpriority.errors import ApiError, EngineFault
+from tokenpriority_service.engines.contract import filled_rows, score_wanted
 from tokenpriority_service.engines.engine import Engine, EngineInfo, Job, Rows
 from tokenpriority_service.engines.vllm.core import Core
 from tokenpriority_service.engines.vllm.fast_path import FastPath
@@ -57,20 +57,7 @@ class ScoredModel:
 
     async def score(self, jobs: Sequence[Job]) -> list[Rows | Exception]:
         """Evidence of each job in order, see `Engine.score`; vLLM batches the jobs of all calls together."""
-        results: list[Rows | Exception] = []
-        queued = []
-        for number, job in enumerate(jobs):
-            try:
-                check_job(job, self._info)
-            except InvalidSequence as error:
-                results.append(error)
-                continue
-            results.append(empty_rows(job))
-            if wanted(job):
-                queued.append(number)
-        for number, result in zip(queued, await self._run([jobs[n] for n in queued]), strict=True):
-            results[number] = result
-        return results
+        return await score_wanted(jobs, self._info, self._run)
 
     async def close(self) -> None:
         """Closed with its core."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -208,30 +209,21 @@ class Lab:
 
 
 class Processes:
-    """The processes of an engine, by the names vLLM gives them; from /proc, since they rename themselves."""
+    """The processes of an engine, by the names vLLM gives them."""
 
     @staticmethod
     def below(parent: int) -> dict[int, str]:
         """Every living descendant, pid -> command line."""
-        family, found = {parent}, {}
-        for pid in sorted(int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()):
-            with contextlib.suppress(OSError):
-                stat = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-                if int(stat[1]) in family and stat[0] != "Z":
-                    family.add(pid)
-                    found[pid] = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+        found = {}
+        for process in psutil.Process(parent).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.status() != psutil.STATUS_ZOMBIE:
+                    found[process.pid] = " ".join(process.cmdline())
         return found
 
     def named(self, name: str) -> list[int]:
         """Those of this process whose command line holds `name`."""
         return [pid for pid, command in self.below(os.getpid()).items() if name in command]
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    # vLLM compiles helpers with torch.jit when it is imported, which torch 2.13 has deprecated.
-    config.addinivalue_line("filterwarnings", "ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
-    # vLLM's front end leaves its ZeroMQ context, whose sockets it has closed, to the garbage collector.
-    config.addinivalue_line("filterwarnings", "ignore:Unclosed context <zmq:ResourceWarning")
 
 
 @pytest.fixture(scope="session")
