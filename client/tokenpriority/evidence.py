@@ -21,6 +21,9 @@ SIGNALS = ("logprob", "entropy", "top1_logprob", "rank", "mass_above", "mass_tie
 OPTIONAL_SIGNALS = ("entropy_top20",)
 """Signals that are computed only where a request names them; their rows follow those of `SIGNALS`: [7, T]."""
 
+ALL_SIGNALS = (*SIGNALS, *OPTIONAL_SIGNALS, "collision")
+"""Every signal a formula may read; the last one only the trainer can compute, for the live student."""
+
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
@@ -43,6 +46,8 @@ class Evidence:
     """sum of q(v) over v != y with q(v) = q(y)."""
     entropy_top20: Array | None = None
     """Entropy of the 20 likeliest tokens renormalised among themselves, nats (EAFT, arXiv 2601.02151); optional."""
+    collision: Array | None = None
+    """sum_v q(v)^2, the probability that two draws agree (DEFT, arXiv 2602.11424); never from an engine."""
 
     @classmethod
     def from_rows(cls, rows: np.ndarray[tuple[int, int], np.dtype[np.float32]]) -> Evidence:
@@ -52,7 +57,7 @@ class Evidence:
 
     def signal(self, name: str) -> Array:
         """One signal, shape (T,). Raises InvalidParameter if it is absent: an absent signal is never invented."""
-        value = getattr(self, name) if name in SIGNALS + OPTIONAL_SIGNALS else None
+        value = getattr(self, name) if name in ALL_SIGNALS else None
         if value is None:
             raise InvalidParameter(f"signal {name!r} is not available from this model (engine or live student)")
         return value

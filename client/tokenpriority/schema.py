@@ -199,7 +199,15 @@ class MethodInfo(msgspec.Struct, kw_only=True):
     name: str
     version: int
     sign: str
+    family: str
+    """What must be at hand: `frozen` models only, the live `student` only, or `both`."""
+    gives: str
+    """`priority`, a weight for each token; or `loss`, a loss of its own, in the trainer only."""
     source: str
+    signals: list[str]
+    """Signals read of each source's evidence."""
+    distributions: list[str]
+    """Sources whose whole distribution is read: in the trainer only, with a local frozen copy where frozen."""
     scope: str
     denominator: str
     negatives: str

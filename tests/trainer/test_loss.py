@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tokenpriority.methods.method import Denominator, Negatives
+from tokenpriority.methods import Denominator, Negatives
 from tokenpriority_trainer.loss import FLOOR, count, ramped, unlikelihood, weighted_loss
 
 DENOMINATORS: tuple[Denominator, ...] = get_args(Denominator)

@@ -14,7 +14,7 @@ from datasets import Dataset
 from torch import Tensor
 from trl import SFTTrainer
 
-from tokenpriority.methods.method import Denominator
+from tokenpriority.methods import Denominator
 from tokenpriority_trainer import Weighting
 
 Update = dict[str, Tensor]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
 
-from tokenpriority.methods.method import Denominator, Negatives
+from tokenpriority.methods import Denominator, Negatives
 from tokenpriority_trainer.errors import ConfigError
 from tokenpriority_trainer.ramp import LIMIT, Ramp, is_ramp
 

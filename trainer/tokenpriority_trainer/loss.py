@@ -15,7 +15,7 @@ import math
 import torch
 from torch import Tensor
 
-from tokenpriority.methods.method import Denominator, Negatives
+from tokenpriority.methods import Denominator, Negatives
 from tokenpriority_trainer.documents import IGNORED
 
 ALL, KEPT, POSITIVE, NEGATIVE = range(4)

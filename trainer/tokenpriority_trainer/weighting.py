@@ -17,8 +17,7 @@ from torch import Tensor
 from tokenpriority.arrays import Namespace
 from tokenpriority.errors import TokenPriorityError
 from tokenpriority.evidence import Evidence
-from tokenpriority.methods import Inputs, Method, Params, get_method, prioritise
-from tokenpriority.methods.method import Denominator, Negatives
+from tokenpriority.methods import Denominator, Inputs, Method, Negatives, Params, get_method, prioritise
 from tokenpriority_trainer.errors import ConfigError
 from tokenpriority_trainer.ramp import ASCENT_RAMP, LIMIT, Ramp, is_ramp
 

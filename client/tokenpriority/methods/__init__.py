@@ -1,32 +1,44 @@
 """The registry of priority methods: one formula body each, run on numpy and on torch alike.
 
-    method.py       what a method is; applying one
-    scope.py        the ranking step
-    uniform.py      uniform
-    probability.py  prift_prob, dft
-    prift_mass.py   prift_mass
-    excess.py       token_cleaning, forgetting
-    labels.py       spans
+    inputs.py     what a formula may read
+    method.py     what a method is; applying one
+    scope.py      counting, means and ranking over a sequence or a micro-batch
+    numerics.py   what the array API leaves out
+    frozen/       methods of frozen models
+    student/      methods of the live student
+    both/         methods of the student and a frozen model
+    unlearning/   methods that push tokens down
 
-A new method is one function with its equation in the docstring, one parameter class and one entry in `METHODS`.
+A new method is one function with its equation in the docstring, one parameter class and one entry in its folder's list.
 """
 
 from __future__ import annotations
 
 from tokenpriority.errors import NotFound
-from tokenpriority.methods.excess import FORGETTING, TOKEN_CLEANING
-from tokenpriority.methods.labels import SPANS
-from tokenpriority.methods.method import Inputs, Method, Params, Role, prioritise
-from tokenpriority.methods.prift_mass import PRIFT_MASS
-from tokenpriority.methods.probability import DFT, PRIFT_PROB
-from tokenpriority.methods.uniform import UNIFORM
+from tokenpriority.methods.both import BOTH
+from tokenpriority.methods.frozen import FROZEN
+from tokenpriority.methods.inputs import Inputs, Role, Source
+from tokenpriority.methods.method import Denominator, Method, Negatives, Params, prioritise, token_losses
+from tokenpriority.methods.student import STUDENT
+from tokenpriority.methods.unlearning import UNLEARNING
 from tokenpriority.schema import MethodInfo, MethodList
 
-__all__ = ["METHODS", "Inputs", "Method", "Params", "Role", "describe", "get_method", "prioritise"]
+__all__ = [
+    "METHODS",
+    "Denominator",
+    "Inputs",
+    "Method",
+    "Negatives",
+    "Params",
+    "Role",
+    "Source",
+    "describe",
+    "get_method",
+    "prioritise",
+    "token_losses",
+]
 
-METHODS: dict[str, Method] = {
-    method.name: method for method in (UNIFORM, PRIFT_PROB, PRIFT_MASS, TOKEN_CLEANING, FORGETTING, DFT, SPANS)
-}
+METHODS: dict[str, Method] = {method.name: method for method in (*FROZEN, *STUDENT, *BOTH, *UNLEARNING)}
 """Every method by name."""
 
 
@@ -39,22 +51,25 @@ def get_method(name: str) -> Method:
 
 def describe() -> MethodList:
     """The registry as GET /v1/methods and `tokenpriority methods --json` print it."""
-    return MethodList(
-        methods=[
-            MethodInfo(
-                name=m.name,
-                version=m.version,
-                sign=m.sign,
-                source="+".join(m.roles) or "none",
-                scope=m.scope,
-                denominator=m.denominator,
-                negatives=m.negatives,
-                summary=m.summary,
-                equation=m.equation,
-                citation=m.citation,
-                verified=m.verified,
-                params=m.params.model_json_schema(),
-            )
-            for m in METHODS.values()
-        ]
+    return MethodList(methods=[_info(method) for method in METHODS.values()])
+
+
+def _info(method: Method) -> MethodInfo:
+    return MethodInfo(
+        name=method.name,
+        version=method.version,
+        sign=method.sign,
+        family=method.family,
+        gives="priority" if method.formula is not None else "loss",
+        source="+".join(method.roles) or "none",
+        signals=list(method.signals),
+        distributions=list(method.distributions),
+        scope=method.scope,
+        denominator=method.denominator,
+        negatives=method.negatives,
+        summary=method.summary,
+        equation=method.equation,
+        citation=method.citation,
+        verified=method.verified,
+        params=method.params.model_json_schema(),
     )

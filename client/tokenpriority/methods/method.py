@@ -2,29 +2,30 @@
 
     signal -> scope -> sign -> schedule -> clip -> denominator
 
-Knows the shape of a method, of its inputs and of its parameters, and applies one. Knows no formula: those stand in
-the sibling files, one noun each.
+Knows the shape of a method and of its parameters, and applies one. Knows no formula: those stand in the folders
+beside it, one noun a file.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tokenpriority.arrays import Array, Namespace
 from tokenpriority.errors import EngineFault, InvalidParameter, shown
-from tokenpriority.evidence import SIGNALS, Evidence
+from tokenpriority.methods.inputs import Inputs, Role
 
-Role = Literal["reference", "base", "student"]
-Source = Literal["reference", "student"]
-Denominator = Literal["all", "kept", "by_sign"]
+Denominator = Literal["all", "kept", "by_sign", "sequences"]
 """What a micro-batch's weighted sum is divided by, counted over the whole global batch: `all` valid tokens; `kept`,
-those of non-zero priority; `by_sign`, positives and negatives each by their own count. Never the sum of weights."""
+those of non-zero priority; `by_sign`, positives and negatives each by their own count; `sequences`, those with a
+valid token. Never the sum of weights."""
 Negatives = Literal["unlikelihood", "ascent"]
 """How a negative priority acts: bounded `-|w| log(1-p)` pushed down, or plain gradient ascent on the NLL."""
+Family = Literal["frozen", "student", "both"]
+"""What must be at hand: frozen models only (the server can do it all), the live student only, or both."""
 
 
 class Params(BaseModel):
@@ -32,61 +33,74 @@ class Params(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
+    def signals(self) -> tuple[str, ...] | None:
+        """The signals these parameters make the method read, where that is not the same for all; else None."""
+        return None
 
-@dataclass(frozen=True, slots=True)
-class Inputs:
-    """What a formula may read of one sequence; all arrays of shape (T,), aligned as in `evidence.py`.
 
-    `mask` is boolean, True where a priority is wanted; it is False at index 0. Evidence is finite where the mask is
-    True and may be NaN elsewhere.
-    """
+class PairParams(Params):
+    """Parameters of a method that compares the request's model with a second frozen one."""
 
-    mask: Array
-    reference: Evidence | None = None
-    base: Evidence | None = None
-    student: Evidence | None = None
-
-    def evidence(self, role: Role) -> Evidence:
-        """The evidence of a role. Raises InvalidParameter if there is none."""
-        found: Evidence | None = getattr(self, role)
-        if found is None:
-            where = "the trainer" if role == "student" else f"a server with a model named {role!r}"
-            raise InvalidParameter(f"source {role!r} is not available here; it needs {where}")
-        return found
+    base: str = Field("base", min_length=1)
+    """Name of the server's model that plays the base."""
 
 
 Formula = Callable[..., Array]
-"""`(inputs: Inputs, params: P, *, xp: Namespace) -> Array`, priorities of shape (T,) in the evidence's dtype."""
+"""`(inputs: Inputs, params: P, *, xp: Namespace) -> Array` of the mask's shape, in the evidence's dtype."""
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A named priority method with everything its authors pinned."""
+    """A named priority method with everything its authors pinned.
+
+    It has either a `formula`, which gives a weight for the NLL of each token, or a `loss`, which gives the loss of each
+    token itself, with gradient, from the student's whole distribution; `loss` methods work in the trainer only.
+    """
 
     name: str
     version: int
     """Raised whenever the numbers a method returns change."""
     sign: Literal["positive", "signed"]
     roles: tuple[Role, ...]
-    """Whose evidence the formula reads by default; a `source` parameter replaces it."""
-    scope: Literal["token", "sequence", "dataset"]
+    """Whose evidence or distribution is read by default; a `source` parameter replaces it."""
+    scope: Literal["token", "sequence", "batch", "dataset"]
+    """Over which set a token's weight is decided; `batch` is the trainer's micro-batch on each process."""
     denominator: Denominator
     equation: str
     citation: str
     verified: Literal["authors' code", "third-party code", "paper", "second-hand", "own"]
     """How the formula was checked; `second-hand` ones are faithful to a summary, not to a source."""
     params: type[Params]
-    formula: Formula
+    formula: Formula | None = None
+    loss: Formula | None = None
+    signals: tuple[str, ...] = ("logprob",)
+    """What is read of each role's evidence; nothing of a role in `distributions`."""
+    distributions: tuple[Role, ...] = ()
+    """Roles whose whole distribution is read: in the trainer only, with a local frozen copy of any but the student."""
     statistic: Formula | None = None
     """What a dataset-scope method ranks tokens by; calibration takes its exact quantile."""
     negatives: Negatives = "unlikelihood"
     ramp: tuple[float, float] | None = None
     """Factor on negative priorities, linear over the training run from the first value to the second."""
+    labels: Literal["over", "inside"] = "over"
+    """Whether the caller's signed labels are laid over the priorities, or were read by the formula itself."""
+
+    @property
+    def body(self) -> Formula:
+        """The formula or the loss, whichever it has."""
+        return cast(Formula, self.formula or self.loss)
 
     @property
     def summary(self) -> str:
-        """The first line of the formula's docstring."""
-        return (self.formula.__doc__ or "").strip().split("\n")[0]
+        """The first line of the body's docstring."""
+        return (self.body.__doc__ or "").strip().split("\n")[0]
+
+    @property
+    def family(self) -> Family:
+        """By the default roles; `uniform`, which reads nothing, is frozen."""
+        live = any(role in ("student", "old") for role in self.roles)
+        frozen = any(role in ("reference", "base") for role in self.roles)
+        return "both" if live and frozen else "student" if live else "frozen"
 
     def parse(self, params: Mapping[str, Any] | None = None) -> Any:
         """Checked parameters. Raises InvalidParameter naming the parameter, its value and the limit."""
@@ -101,28 +115,49 @@ class Method:
             raise InvalidParameter(f"{name}: {first['msg'].removeprefix('Value error, ')}{got}{hint}") from None
 
     def needs(self, params: Params) -> tuple[Role, ...]:
-        """The roles whose evidence these parameters read."""
+        """The roles whose evidence or distribution these parameters read."""
         source = getattr(params, "source", None)
         return (source,) if source else self.roles
 
+    def reads(self, params: Params) -> tuple[str, ...]:
+        """The signals these parameters read of each role."""
+        own = params.signals()
+        return self.signals if own is None else own
+
 
 def prioritise(method: Method, params: Params, inputs: Inputs, *, xp: Namespace) -> Array:
-    """Priorities of one sequence, shape (T,): the formula's where the mask is True, exactly 0 elsewhere.
+    """Priorities of the mask's shape: the formula's where the mask is True, exactly 0 elsewhere.
 
-    Raises EngineFault if evidence the method may read, or a wanted priority, is not finite: a NaN never leaves here,
-    and is never made a zero (a comparison with NaN would make it one).
+    Raises InvalidParameter if something the method reads is not there, or the method gives losses and no priorities;
+    EngineFault if evidence it may read, or a wanted priority, is not finite: a NaN never leaves here, and is never
+    made a zero (a comparison with NaN would make it one).
     """
-    for role in method.needs(params):
-        _check_finite(inputs.evidence(role), role, inputs.mask, xp=xp)
-    weights = method.formula(inputs, params, xp=xp)
-    weights = xp.where(inputs.mask, weights, xp.zeros_like(weights))
-    if not bool(xp.all(xp.isfinite(weights))):
-        raise EngineFault(f"method {method.name}: a priority is not finite; its evidence is missing or broken")
-    return weights
+    if method.formula is None:
+        raise InvalidParameter(
+            f"method {method.name!r} is a loss over whole distributions: it works in the trainer only"
+        )
+    weights = method.formula(_checked(method, params, inputs, xp), params, xp=xp)
+    return _finite(method, weights, inputs.mask, "priority", xp)
 
 
-def _check_finite(evidence: Evidence, role: Role, mask: Array, *, xp: Namespace) -> None:
-    for name in SIGNALS:
-        values = getattr(evidence, name)
-        if values is not None and not bool(xp.all(xp.isfinite(values) | ~mask)):
-            raise EngineFault(f"{role} evidence is missing or broken: {name} is not finite where a priority is wanted")
+def token_losses(method: Method, params: Params, inputs: Inputs, *, xp: Namespace) -> Array:
+    """The loss of each token, of the mask's shape: a `loss` method's where the mask is True, exactly 0 elsewhere.
+
+    With gradient, through the student's logits alone. Raises as `prioritise`.
+    """
+    if method.loss is None:
+        raise InvalidParameter(f"method {method.name!r} gives priorities and no loss of its own")
+    losses = method.loss(_checked(method, params, inputs, xp), params, xp=xp)
+    return _finite(method, losses, inputs.mask, "loss", xp)
+
+
+def _checked(method: Method, params: Params, inputs: Inputs, xp: Namespace) -> Inputs:
+    roles = tuple(role for role in method.needs(params) if role not in method.distributions)
+    return inputs.checked(roles, xp=xp)
+
+
+def _finite(method: Method, values: Array, mask: Array, what: str, xp: Namespace) -> Array:
+    values = xp.where(mask, values, xp.zeros_like(values))
+    if not bool(xp.all(xp.isfinite(values))):
+        raise EngineFault(f"method {method.name}: a {what} is not finite; its evidence is missing or broken")
+    return values

@@ -1,7 +1,8 @@
-"""The ranking step: which tokens of a sequence, or above which threshold, a method keeps.
+"""Steps over a set of tokens: counting, means, ranking and what is kept of a ranking.
 
-Knows order and counting, once, for every method that ranks. Knows nothing of what is ranked. Ties are broken by
-position, earlier first, so that the same evidence gives the same tokens on every device.
+Knows order and counting, once, for every method that needs them. `axis=-1` is each sequence by itself, `axis=None` the
+whole micro-batch. Knows nothing of what is counted. Ties are broken by place, earlier first (row by row in a
+micro-batch), so that the same evidence gives the same tokens on every device.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from tokenpriority.arrays import Array, Namespace
-from tokenpriority.methods.method import Params
+from tokenpriority.methods.method import PairParams
+
+Axis = Literal[-1] | None
 
 
-class RankingParams(Params):
+class RankingParams(PairParams):
     """Parameters of a method that keeps the best share of tokens under a frozen reference and a frozen base."""
 
-    base: str = Field("base", min_length=1)
-    """Name of the server's model that plays the base."""
     keep: float = Field(0.6, gt=0, le=1)
     """Share of the scored tokens that is kept."""
     scope: Literal["sequence", "dataset"] = "sequence"
@@ -35,25 +36,49 @@ class RankingParams(Params):
         return self
 
 
-def count(mask: Array, *, xp: Namespace) -> Array:
-    """Number of True entries, int64 scalar array."""
-    return xp.sum(xp.astype(mask, xp.int64))
+def count(mask: Array, *, axis: Axis = -1, xp: Namespace) -> Array:
+    """Number of True entries, int64, the axis kept with length 1 (all axes for None)."""
+    return xp.sum(xp.astype(mask, xp.int64), axis=axis, keepdims=True)
 
 
-def descending_rank(score: Array, mask: Array, *, xp: Namespace) -> Array:
-    """0-based rank of each masked-in score, highest first, shape (T,) int64; masked-out entries rank last."""
-    order = xp.argsort(xp.where(mask, -score, xp.full_like(score, xp.inf)), stable=True)
-    return xp.argsort(order, stable=True)
+def total(values: Array, mask: Array, *, axis: Axis = -1, xp: Namespace) -> Array:
+    """Sum over the True entries, the axis kept with length 1."""
+    return xp.sum(xp.where(mask, values, xp.zeros_like(values)), axis=axis, keepdims=True)
 
 
-def floor_share(mask: Array, share: float, *, xp: Namespace) -> Array:
+def mean(values: Array, mask: Array, *, axis: Axis = -1, xp: Namespace) -> Array:
+    """Mean over the True entries, the axis kept with length 1; 0 where there is none."""
+    number = xp.astype(count(mask, axis=axis, xp=xp), values.dtype)
+    return total(values, mask, axis=axis, xp=xp) / xp.maximum(number, xp.ones_like(number))
+
+
+def descending_rank(score: Array, mask: Array, *, axis: Axis = -1, xp: Namespace) -> Array:
+    """0-based rank of each masked-in score, highest first, int64 of the mask's shape; masked-out entries rank last."""
+    keys = xp.where(mask, -score, xp.full_like(score, xp.inf))
+    if axis is None:
+        keys = xp.reshape(keys, (-1,))
+    order = xp.argsort(keys, axis=-1, stable=True)
+    return xp.reshape(xp.argsort(order, axis=-1, stable=True), mask.shape)
+
+
+def floor_share(mask: Array, share: float, *, axis: Axis = -1, xp: Namespace) -> Array:
     """floor(n * share) in float64, n the number of True entries: the authors' `int(n * share)`."""
-    return xp.floor(xp.astype(count(mask, xp=xp), xp.float64) * share)
+    return xp.floor(xp.astype(count(mask, axis=axis, xp=xp), xp.float64) * share)
+
+
+def ceil_share(mask: Array, share: float, *, axis: Axis = -1, xp: Namespace) -> Array:
+    """ceil(n * share) in float64, n the number of True entries."""
+    return xp.ceil(xp.astype(count(mask, axis=axis, xp=xp), xp.float64) * share)
+
+
+def best(score: Array, mask: Array, number: Array, *, axis: Axis = -1, xp: Namespace) -> Array:
+    """Boolean of the mask's shape: the `number` highest masked-in scores."""
+    rank = descending_rank(score, mask, axis=axis, xp=xp)
+    return mask & (xp.astype(rank, xp.float64) < number)
 
 
 def kept(score: Array, mask: Array, params: RankingParams, *, xp: Namespace) -> Array:
-    """Boolean (T,): the best floor(n * keep) of the sequence, or every score at or above the threshold."""
+    """Boolean of the mask's shape: each sequence's best floor(n * keep), or every score at or above the threshold."""
     if params.threshold is not None:
         return mask & (score >= params.threshold)
-    rank = descending_rank(score, mask, xp=xp)
-    return mask & (xp.astype(rank, xp.float64) < floor_share(mask, params.keep, xp=xp))
+    return best(score, mask, floor_share(mask, params.keep, xp=xp), xp=xp)

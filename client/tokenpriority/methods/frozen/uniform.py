@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from tokenpriority.arrays import Array, Namespace
-from tokenpriority.methods.method import Inputs, Method, Params
+from tokenpriority.methods.inputs import Inputs
+from tokenpriority.methods.method import Method, Params
 
 
 class UniformParams(Params):
@@ -26,5 +27,6 @@ UNIFORM = Method(
     citation="plain supervised fine-tuning",
     verified="own",
     params=UniformParams,
+    signals=(),
     formula=uniform,
 )

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pydantic import Field
 
 from tokenpriority.arrays import Array, Namespace
-from tokenpriority.methods.method import Inputs, Method, Params
+from tokenpriority.methods.inputs import Inputs
+from tokenpriority.methods.method import Method, Params
 
 
 class SpansParams(Params):
@@ -34,5 +35,6 @@ SPANS = Method(
     citation="Token Priority (signed priority, Phi in R), arXiv 2602.01227",
     verified="own",
     params=SpansParams,
+    signals=(),
     formula=spans,
 )

@@ -10,8 +10,9 @@ from typing import Literal
 from pydantic import Field
 
 from tokenpriority.arrays import Array, Namespace
-from tokenpriority.methods.method import Inputs, Method
-from tokenpriority.methods.scope import RankingParams, descending_rank, floor_share, kept
+from tokenpriority.methods.inputs import Inputs
+from tokenpriority.methods.method import Method
+from tokenpriority.methods.scope import RankingParams, best, floor_share, kept
 
 
 class TokenCleaningParams(RankingParams):
@@ -51,8 +52,7 @@ def forgetting(inputs: Inputs, params: ForgettingParams, *, xp: Namespace) -> Ar
     negative = inputs.mask & ~positive
     if params.threshold is None:
         last = floor_share(inputs.mask, params.keep, xp=xp) + floor_share(inputs.mask, 1 - params.keep, xp=xp)
-        rank = descending_rank(score, inputs.mask, xp=xp)
-        negative = negative & (xp.astype(rank, xp.float64) < last)
+        negative = negative & best(score, inputs.mask, last, xp=xp)
     one = xp.ones_like(score)
     return xp.where(positive, one, xp.where(negative, -one, xp.zeros_like(score)))
 

@@ -6,7 +6,8 @@ Both are one rule, w = sg(probability), and differ only in whose probability it 
 from __future__ import annotations
 
 from tokenpriority.arrays import Array, Namespace
-from tokenpriority.methods.method import Inputs, Method, Params, Source
+from tokenpriority.methods.inputs import Inputs, Source
+from tokenpriority.methods.method import Method, Params
 
 
 class PriftProbParams(Params):

@@ -7,7 +7,8 @@ from typing import Literal
 from pydantic import Field
 
 from tokenpriority.arrays import Array, Namespace
-from tokenpriority.methods.method import Inputs, Method, Params, Source
+from tokenpriority.methods.inputs import Inputs, Source
+from tokenpriority.methods.method import Method, Params
 
 
 class PriftMassParams(Params):
@@ -47,5 +48,6 @@ PRIFT_MASS = Method(
     citation="PriFT, arXiv 2606.09396",
     verified="authors' code",
     params=PriftMassParams,
+    signals=("mass_above", "mass_tied"),
     formula=prift_mass,
 )
