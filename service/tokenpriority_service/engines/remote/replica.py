@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Coroutine
 from dataclasses import dataclass
+from typing import Any
 
 import anyio
 import httpx
@@ -70,7 +72,6 @@ class Replica:
         self._max_concurrent = max_concurrent
         self._requests = 0
         self._held_until = 0.0
-        # anyio's scopes, not asyncio's timeouts: those would cut short httpx's closing of a connection that just broke.
         self._scopes: set[anyio.CancelScope] = set()
         headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
         self._http = httpx.AsyncClient(
@@ -122,28 +123,47 @@ class Replica:
 
     async def score(self, route: str, body: bytes, *, tokens: int) -> Answer:
         """As `post`, but given up when the replica leaves the rotation."""
-        with anyio.CancelScope() as scope:
-            self._scopes.add(scope)
-            try:
-                return await self.post(route, body, tokens=tokens)
-            finally:
-                self._scopes.discard(scope)
-        raise Unreachable(f"given up: {self.reason}")
+        scope = anyio.CancelScope()
+        self._scopes.add(scope)
+        try:
+            return await self._within(self._timeout, "POST", route, body, tokens, scope)
+        finally:
+            self._scopes.discard(scope)
 
     async def aclose(self) -> None:
         """Close the connections; idempotent."""
         await self._http.aclose()
 
     async def _within(
-        self, seconds: float, method: str, route: str, body: bytes | None = None, tokens: int = 0
+        self,
+        seconds: float,
+        method: str,
+        route: str,
+        body: bytes | None = None,
+        tokens: int = 0,
+        scope: anyio.CancelScope | None = None,
     ) -> Answer:
+        """The answer, within so many seconds and until `scope` is cancelled.
+
+        Asked for in a task of its own, which cancellation reaches only as anyio's. asyncio's would cut httpx short
+        where it closes connections that broke or expired; those it did not come to would stay open.
+        """
+        scope = scope or anyio.CancelScope()
+        limit = _ANSWER_BYTES + _ANSWER_BYTES_PER_TOKEN * tokens
+        task = asyncio.create_task(_until(scope, seconds, self._send(method, route, body, limit)))
         try:
-            with anyio.fail_after(seconds):
-                return await self._send(method, route, body, _ANSWER_BYTES + _ANSWER_BYTES_PER_TOKEN * tokens)
+            answer = await asyncio.shield(task)
+        except asyncio.CancelledError:
+            scope.cancel()
+            await asyncio.wait([task])
+            raise
         except TimeoutError:
             raise Unreachable(f"{route}: no answer within {seconds:g} s") from None
         except httpx.RequestError as error:
             raise Unreachable(f"{route}: {type(error).__name__}: {error}".rstrip(": ")) from None
+        if answer is None:
+            raise Unreachable(f"given up: {self.reason}")
+        return answer
 
     async def _send(self, method: str, route: str, body: bytes | None, most: int) -> Answer:
         headers = None if body is None else {"content-type": "application/json"}
@@ -157,6 +177,13 @@ class Replica:
             return Answer(bytes(content), response.headers)
         retry_after = parse_retry_after(response.headers.get("retry-after"))
         raise Refused(response.status_code, _message(bytes(content)), retry_after)
+
+
+async def _until(scope: anyio.CancelScope, seconds: float, work: Coroutine[Any, Any, Answer]) -> Answer | None:
+    """What `work` returns; None if the scope was cancelled first. Raises TimeoutError."""
+    with scope, anyio.fail_after(seconds):
+        return await work
+    return None
 
 
 def _message(body: bytes) -> str:
