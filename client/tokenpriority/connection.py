@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import httpx
 
 from tokenpriority import wire
+from tokenpriority.cancelling import uncut
 from tokenpriority.errors import ConnectionFailed
 from tokenpriority.exchange import read_error
 from tokenpriority.retry import next_delay, worth_retrying
@@ -95,14 +96,14 @@ class Connection:
     async def ok(self, path: str) -> bool:
         """Whether one attempt is answered with 2xx."""
         try:
-            return (await self._http.get(path)).is_success
+            return (await uncut(self._http.get(path))).is_success
         except httpx.TransportError:
             return False
 
     async def probe(self, path: str) -> httpx.Response | None:
         """The 2xx answer to one attempt; None where another may be answered. Raises ApiError where none will."""
         try:
-            response = await self._http.get(path)
+            response = await uncut(self._http.get(path))
         except httpx.TransportError:
             return None
         if response.is_success:
@@ -125,7 +126,7 @@ class Connection:
         for attempt in itertools.count(failed):
             retry_after = None
             try:
-                response = await self._http.request(method, path, content=body, headers=headers)
+                response = await uncut(self._http.request(method, path, content=body, headers=headers))
             except httpx.RequestError as error:
                 again = isinstance(error, httpx.TransportError) and not isinstance(error, httpx.UnsupportedProtocol)
                 if not again or attempt >= self._settings.retries:

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Any
 
 import anyio
 import httpx
 import msgspec
 
+from tokenpriority.cancelling import GivenUp, uncut
 from tokenpriority.retry import parse_retry_after
 
 CONNECT_SECONDS = 5.0
@@ -143,47 +142,30 @@ class Replica:
         tokens: int = 0,
         scope: anyio.CancelScope | None = None,
     ) -> Answer:
-        """The answer, within so many seconds and until `scope` is cancelled.
-
-        Asked for in a task of its own, which cancellation reaches only as anyio's. asyncio's would cut httpx short
-        where it closes connections that broke or expired; those it did not come to would stay open.
-        """
-        scope = scope or anyio.CancelScope()
+        """The answer, within so many seconds and until `scope` is cancelled."""
         limit = _ANSWER_BYTES + _ANSWER_BYTES_PER_TOKEN * tokens
-        task = asyncio.create_task(_until(scope, seconds, self._send(method, route, body, limit)))
         try:
-            answer = await asyncio.shield(task)
-        except asyncio.CancelledError:
-            scope.cancel()
-            await asyncio.wait([task])
-            raise
+            return await uncut(self._send(seconds, method, route, body, limit), scope)
+        except GivenUp:
+            raise Unreachable(f"given up: {self.reason}") from None
         except TimeoutError:
             raise Unreachable(f"{route}: no answer within {seconds:g} s") from None
         except httpx.RequestError as error:
             raise Unreachable(f"{route}: {type(error).__name__}: {error}".rstrip(": ")) from None
-        if answer is None:
-            raise Unreachable(f"given up: {self.reason}")
-        return answer
 
-    async def _send(self, method: str, route: str, body: bytes | None, most: int) -> Answer:
+    async def _send(self, seconds: float, method: str, route: str, body: bytes | None, most: int) -> Answer:
         headers = None if body is None else {"content-type": "application/json"}
         content = bytearray()
-        async with self._http.stream(method, route, content=body, headers=headers) as response:
-            async for part in response.aiter_bytes():
-                content += part
-                if len(content) > most:
-                    raise Unreachable(f"{route}: an answer of more than {most} bytes")
+        with anyio.fail_after(seconds):
+            async with self._http.stream(method, route, content=body, headers=headers) as response:
+                async for part in response.aiter_bytes():
+                    content += part
+                    if len(content) > most:
+                        raise Unreachable(f"{route}: an answer of more than {most} bytes")
         if response.is_success:
             return Answer(bytes(content), response.headers)
         retry_after = parse_retry_after(response.headers.get("retry-after"))
         raise Refused(response.status_code, _message(bytes(content)), retry_after)
-
-
-async def _until(scope: anyio.CancelScope, seconds: float, work: Coroutine[Any, Any, Answer]) -> Answer | None:
-    """What `work` returns; None if the scope was cancelled first. Raises TimeoutError."""
-    with scope, anyio.fail_after(seconds):
-        return await work
-    return None
 
 
 def _message(body: bytes) -> str:
