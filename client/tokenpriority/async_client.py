@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterable, Mapping
-from contextlib import AbstractContextManager, aclosing, closing
+from contextlib import AbstractContextManager, AsyncExitStack, aclosing, closing
 from dataclasses import replace
-from itertools import tee
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from tokenpriority.connection import Connection, Settings
@@ -125,16 +124,15 @@ class AsyncClient:
         progress: bool = False,
     ) -> Calibration:
         """The exact threshold of a method over a dataset; see `Client.calibrate`."""
-        from tokenpriority.calibration import Ranking, unlabelled  # loads every method: 0.1 s that few calls need
+        from tokenpriority.calibration import Calibrator  # loads every method: 0.1 s that few calls need
 
-        ranking = Ranking(method, params)
-        first, second = tee(unlabelled(sequences))
-        references = self.score_many(first, progress=progress)
-        bases = self.score_many(second, model=ranking.base)
-        async with aclosing(references), aclosing(bases):
-            async for reference in references:
-                ranking.add(reference, await anext(bases))
-        return ranking.calibration(self.model, self.fingerprints)
+        async with AsyncExitStack() as stack:
+            calibrator = stack.enter_context(Calibrator(method, params, model=self.model))
+            asked = calibrator.questions(sequences, progress=progress)
+            streams = [await stack.enter_async_context(aclosing(self.score_many(**each))) for each in asked]
+            async for first in streams[0]:
+                calibrator.add([first, *[await anext(stream) for stream in streams[1:]]])
+            return calibrator.calibration(self.fingerprints)
 
     async def models(self) -> list[ModelInfo]:
         """The server's models."""

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, closing
-from itertools import tee
+from contextlib import AbstractContextManager, ExitStack, closing
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from tokenpriority.async_client import AsyncClient
@@ -139,14 +138,15 @@ class Client:
         signals: Iterable[str] = (),
         model: str | None = None,
         depth: int = 8,
+        offsets: bool = False,
     ) -> Prefetch[B]:
         """Iterate `(batch, scores of sequences(batch))` in the loader's order, at most `depth` batches ahead.
 
         Without `sequences` the batch itself is a list of sequences, or a mapping whose `input_ids` hold them as rows,
         cut where `attention_mask` is 0; a batch of another kind raises TypeError. See `batch_sequences`, `Prefetch`.
-        Depth 8 keeps a trainer from waiting where scoring takes up to 0.7 of a training step.
+        Depth 8 keeps a trainer from waiting where scoring takes up to 0.7 of a training step; `offsets` as in `score`.
         """
-        call = Call(model or self._remote.model, method, params, signals)
+        call = Call(model or self._remote.model, method, params, signals, offsets)
         pick = batch_sequences if sequences is None else sequences
 
         def begin(batch: B) -> Future[list[Scores]]:
@@ -164,19 +164,20 @@ class Client:
     ) -> Calibration:
         """The exact threshold with which a method of dataset scope keeps the best `keep` of these sequences' tokens.
 
-        Scores every sequence under this client's model and under the method's base; spans are left aside. Raises
-        InvalidParameter if the method ranks nothing over a dataset or no token would be kept; else as `score_many`.
+        Scores every sequence once under each model the method reads: this client's, and the method's base. Reads the
+        iterable once, lazily, in memory that does not grow with it (4 bytes per token go to a temporary file). Spans
+        are left aside. Raises InvalidParameter if the method ranks nothing over a dataset or no token would be kept;
+        else as `score_many`.
         """
-        from tokenpriority.calibration import Ranking, unlabelled  # loads every method: 0.1 s that few calls need
+        from tokenpriority.calibration import Calibrator  # loads every method: 0.1 s that few calls need
 
-        ranking = Ranking(method, params)
-        first, second = tee(unlabelled(sequences))
-        references = self.score_many(first, progress=progress)
-        bases = self.score_many(second, model=ranking.base)
-        with closing(references), closing(bases):
-            for reference, base in zip(references, bases, strict=True):
-                ranking.add(reference, base)
-        return ranking.calibration(self._remote.model, self.fingerprints)
+        with ExitStack() as stack:
+            calibrator = stack.enter_context(Calibrator(method, params, model=self._remote.model))
+            asked = calibrator.questions(sequences, progress=progress)
+            streams = [stack.enter_context(closing(self.score_many(**each))) for each in asked]
+            for scores in zip(*streams, strict=True):
+                calibrator.add(scores)
+            return calibrator.calibration(self.fingerprints)
 
     def models(self) -> list[ModelInfo]:
         """The server's models."""

@@ -29,7 +29,8 @@ class _Struct(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class Span(_Struct):
-    """A signed label from the caller: tokens in [start, end) get `priority` whatever the method says.
+    """A signed label from the caller: tokens in [start, end) get `priority` whatever the method says, unless the method
+    reads labels itself (`MethodInfo.labels` is `inside`).
 
     Offsets are of characters where the sequence is given as text, messages or prompt+completion (of the text, of
     `messages[message].content`, of prompt + completion), of tokens where it is given as token_ids; `unit` overrides
@@ -209,13 +210,25 @@ class MethodInfo(msgspec.Struct, kw_only=True):
     distributions: list[str]
     """Sources whose whole distribution is read: in the trainer only, with a local frozen copy where frozen."""
     scope: str
+    """Over which set a token's weight is decided: token, sequence, the trainer's micro-batch (a server's each sequence
+    by itself) or the dataset."""
     denominator: str
+    """What a batch's weighted sum is divided by: `all` tokens, those `kept`, `by_sign`, or `sequences`."""
     negatives: str
+    """How a negative priority acts: bounded `unlikelihood`, or plain gradient `ascent`."""
+    schedule: dict[str, Any] | None
+    """Factor on priorities over the training run, where the method has one of its own; see `composition.Schedule`."""
+    labels: str
+    """Whether the caller's signed labels are laid `over` the priorities or read `inside` the formula."""
+    calibrated: bool
+    """Whether it can rank over a whole dataset, with a threshold that `calibrate` finds."""
     summary: str
     equation: str
     citation: str
     verified: str
+    """How the formula was checked: authors' code, third-party code, paper, own, or second-hand (from a summary)."""
     params: dict[str, Any]
+    """JSON schema of the parameters."""
 
 
 class MethodList(msgspec.Struct, kw_only=True):

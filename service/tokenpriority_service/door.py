@@ -1,7 +1,8 @@
 """A raw body -> a checked request.
 
-Knows the limits of a request and how its parts fit together; one sequence is item.py's. An error of the envelope fails
-the request; an error of one sequence becomes that item's, and the others go on. Computes nothing.
+Knows the limits of a request, which methods a server can run on which models, and how its parts fit together; one
+sequence is item.py's. An error of the envelope fails the request; an error of one sequence becomes that item's, and the
+others go on. Computes nothing.
 """
 
 from __future__ import annotations
@@ -13,10 +14,14 @@ from msgspec import UNSET
 from tokenpriority import wire
 from tokenpriority.errors import InvalidParameter, InvalidRequest, TooLarge
 from tokenpriority.methods import Method, Params, get_method
+from tokenpriority.methods.inputs import Role
 from tokenpriority.schema import RequestEnvelope, SequenceItem
 from tokenpriority_service.item import ItemId, Refused, Sequence, check_item, parse_item
 from tokenpriority_service.models import Model, Models
 from tokenpriority_service.settings import ServerSettings
+
+_LIVE: dict[Role, str] = {"student": "the live student", "old": "the student of some steps ago"}
+"""Whose evidence only a trainer has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +35,13 @@ class Draft:
     signals: tuple[str, ...]
     offsets: bool
     items: list[tuple[ItemId, SequenceItem] | Refused]
+
+    @property
+    def models(self) -> list[tuple[Model, bool]]:
+        """The models of the request, the base last, and whether `entropy_top20` is wanted of each."""
+        read = self.method.needs(self.params) if "entropy_top20" in self.method.reads(self.params) else ()
+        models = [(self.model, "entropy_top20" in self.signals or "reference" in read)]
+        return models if self.base is None else [*models, (self.base, "base" in read)]
 
     @property
     def has_text(self) -> bool:
@@ -67,9 +79,12 @@ class Door:
             if signal not in model.engine.info.signals:
                 given = ", ".join(model.engine.info.signals)
                 raise InvalidRequest(f"signals[{index}]: model {model.name!r} gives {given}, got {signal!r}")
+        _check_runs_here(method, params)
+        base = self._base(model, method, params)
+        _check_signals(method, params, {"reference": model} if base is None else {"reference": model, "base": base})
         return Draft(
             model=model,
-            base=self._base(model, method, params),
+            base=base,
             method=method,
             params=params,
             signals=tuple(dict.fromkeys(envelope.signals)),
@@ -84,9 +99,14 @@ class Door:
         """
         sequences: list[Sequence | Refused] = []
         tokens, limit = 0, self._settings.max_request_tokens
-        models = [model for model in (draft.model, draft.base) if model is not None]
+        models = [model for model, _ in draft.models]
+        prompt = draft.method.reads_prompt
         for item in draft.items:
-            checked = item if isinstance(item, Refused) else check_item(*item, models=models, offsets=draft.offsets)
+            checked = (
+                item
+                if isinstance(item, Refused)
+                else check_item(*item, models=models, offsets=draft.offsets, prompt=prompt)
+            )
             sequences.append(checked)
             if isinstance(checked, Sequence):
                 tokens += len(checked.token_ids)
@@ -95,14 +115,8 @@ class Door:
         return Request(draft, sequences, tokens)
 
     def _base(self, model: Model, method: Method, params: Params) -> Model | None:
-        """The second model, if the method reads one. Raises if it does not fit the first, or reads the student."""
-        roles = method.needs(params)
-        if "student" in roles:
-            raise InvalidParameter(
-                f"method.name: {method.name!r} reads the live student with these parameters, so it runs in the "
-                "trainer; a server has frozen models only (a method with a parameter source runs here with 'reference')"
-            )
-        if "base" not in roles:
+        """The second model, if the method reads one. Raises if it does not fit the first."""
+        if "base" not in method.needs(params):
             return None
         name: str = params.base  # type: ignore[attr-defined]  # every method with the role has the parameter
         if name == model.name:
@@ -122,3 +136,36 @@ class Door:
                 f"{model.name!r} have one fingerprint: every score would be 0 and the ranking arbitrary"
             )
         return base
+
+
+def _check_runs_here(method: Method, params: Params) -> None:
+    """Raises InvalidParameter if the method reads what only a trainer has, saying what and what to do instead."""
+    if method.distributions or method.loss is not None:
+        whose = " and ".join(_LIVE.get(role, f"the {role}") for role in method.distributions) or "the live student"
+        frozen = [role for role in method.distributions if role not in _LIVE]
+        copy = f", with a local frozen copy of the {' and the '.join(frozen)}" if frozen else ""
+        raise InvalidParameter(
+            f"method.name: {method.name!r} reads the whole distribution of {whose}, and a server gives numbers of the "
+            f"submitted tokens only: run it in the trainer{copy}"
+        )
+    live = [_LIVE[role] for role in method.needs(params) if role in _LIVE]
+    if live:
+        instead = ", or set method.params.source to 'reference'" if "source" in method.params.model_fields else ""
+        raise InvalidParameter(
+            f"method.name: {method.name!r} reads {' and '.join(live)} with these parameters, and a server has frozen "
+            f"models only: run it in the trainer{instead}"
+        )
+
+
+def _check_signals(method: Method, params: Params, models: dict[Role, Model]) -> None:
+    """Raises InvalidParameter if a model does not give a signal that the method reads of it."""
+    for role in method.needs(params):
+        model = models[role]
+        given = model.engine.info.signals
+        for signal in method.reads(params):
+            if signal not in given:
+                raise InvalidParameter(
+                    f"method.name: {method.name!r} reads {signal} of the {role} with these parameters, but model "
+                    f"{model.name!r} (engine {model.engine.info.engine!r}) gives {', '.join(given)}: choose a model or "
+                    "an engine that gives it"
+                )

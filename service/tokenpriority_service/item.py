@@ -39,6 +39,9 @@ class Sequence:
     score_from: int
     """The first index at which the mask is True; T if there is none."""
     labels: Labels | None
+    """The caller's signed label of each token, NaN where there is none; None if there are no spans."""
+    prompt: Mask | None
+    """True for the tokens of the prompt; None if the sequence does not tell, or nobody asked."""
     surface: Surface | None
     """The characters of each token, if the request asked for them and the sequence has a text."""
 
@@ -78,14 +81,23 @@ def _item_id(index: int, value: ItemId | UnsetType) -> ItemId:
     return value
 
 
-def check_item(id_: ItemId, item: SequenceItem, *, models: list[Model], offsets: bool) -> Sequence | Refused:
-    """One sequence in tokens. The first of `models` tokenises (slowly); each has its own max_model_len."""
+def check_item(
+    id_: ItemId, item: SequenceItem, *, models: list[Model], offsets: bool, prompt: bool
+) -> Sequence | Refused:
+    """One sequence in tokens. The first of `models` tokenises (slowly); each has its own max_model_len.
+
+    `prompt` says whether it must be known which tokens are the prompt.
+    """
     model = models[0]
     try:
         field = _form(item)
         if item.mask is not UNSET and item.score_from is not UNSET:
             raise InvalidSequence("mask: goes without score_from, got both")
-        tokens = _tokens(model, item, field)
+        if prompt and field in ("token_ids", "text"):
+            raise InvalidSequence(
+                f"{field}: the method must know which tokens are the prompt; give messages or prompt + completion"
+            )
+        tokens = _tokens(model, item, field, prompt)
         _check_ids(models, tokens.ids, field)
         mask = _mask(item, tokens)
         labels = _labels(item.spans, tokens) if item.spans is not UNSET else None
@@ -100,6 +112,7 @@ def check_item(id_: ItemId, item: SequenceItem, *, models: list[Model], offsets:
         mask=mask,
         score_from=int(mask.argmax()) if mask.any() else len(mask),
         labels=labels,
+        prompt=tokens.prompt,
         surface=surface,
     )
 
@@ -123,14 +136,14 @@ def _form(item: SequenceItem) -> str:
     return forms[0]
 
 
-def _tokens(model: Model, item: SequenceItem, field: str) -> Tokens:
+def _tokens(model: Model, item: SequenceItem, field: str, prompt: bool) -> Tokens:
     if item.token_ids is not UNSET:
         # A copy: the ids outlive the body, and libraries want to own what they read.
         ids = wire.unpack(item.token_ids, wire.U4, field).astype(np.uint32)
         return Tokens(ids, np.ones(len(ids), np.bool_))
     if model.text is None:
         raise InvalidSequence(f"{field}: model {model.name!r} has no tokenizer; send token_ids")
-    return model.text.tokens(item, default=item.mask is UNSET and item.score_from is UNSET)
+    return model.text.tokens(item, turns=prompt or (item.mask is UNSET and item.score_from is UNSET))
 
 
 def _check_ids(models: list[Model], ids: Ids, field: str) -> None:

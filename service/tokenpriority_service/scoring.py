@@ -141,8 +141,9 @@ def score(request: Request, gathered: Gathered) -> list[Scored | Refused]:
 
 async def _plans(request: Request, store: EvidenceStore) -> list[list[_Plan]]:
     """For each sequence that can be scored, a plan per model, with what the store knows."""
+    models = request.draft.models
     wishes = [
-        [(model, each, _wanted(model, each, top20)) for model, top20 in _models(request.draft)]
+        [(model, each, _wanted(model, each, top20)) for model, top20 in models]
         for each in request.sequences
         if isinstance(each, Sequence)
     ]
@@ -153,12 +154,6 @@ async def _plans(request: Request, store: EvidenceStore) -> list[list[_Plan]]:
 def _wanted(model: Model, sequence: Sequence, top20: bool) -> Wanted:
     keys = content_keys(model.engine.info.fingerprint, sequence.token_ids)
     return Wanted(keys, len(sequence.token_ids), sequence.score_from, top20)
-
-
-def _models(draft: Draft) -> list[tuple[Model, bool]]:
-    """The models of a request, and whether `entropy_top20` is wanted of each."""
-    models = [(draft.model, "entropy_top20" in draft.signals)]
-    return models if draft.base is None else [*models, (draft.base, False)]
 
 
 def _enqueue(missing: Many[_Plan], admission: Admission) -> None:
@@ -214,14 +209,18 @@ def _raise_if_all_failed(known: list[list[Known] | None]) -> None:
 
 def _score(draft: Draft, sequence: Sequence, known: list[Known]) -> Scored:
     evidence = []
-    for (model, _), each in zip(_models(draft), known, strict=True):
+    for (model, _), each in zip(draft.models, known, strict=True):
         if isinstance(each.rows, ApiError):
             raise each.rows
         absent = [name for name in SIGNALS if name not in model.engine.info.signals]
         rows = dict(zip(SIGNALS + OPTIONAL_SIGNALS, each.rows, strict=False)) | dict.fromkeys(absent)
         evidence.append(Evidence(**rows))
-    inputs = Inputs(sequence.mask, reference=evidence[0], base=evidence[1] if len(evidence) > 1 else None)
+    reference, base = evidence if len(evidence) == 2 else (evidence[0], None)
+    inside, labels = draft.method.labels == "inside", sequence.labels
+    if inside and labels is None:
+        labels = np.full(len(sequence.mask), np.nan, np.float32)
+    inputs = Inputs(sequence.mask, reference=reference, base=base, labels=labels, prompt=sequence.prompt)
     priorities = prioritise(draft.method, draft.params, inputs, xp=NUMPY)
-    if sequence.labels is not None:
-        priorities = spans.apply(priorities, sequence.labels, sequence.mask, xp=NUMPY)
+    if labels is not None and not inside:
+        priorities = spans.apply(priorities, labels, sequence.mask, xp=NUMPY)
     return Scored(sequence, evidence[0], priorities.astype(np.float32), all(each.cached for each in known))

@@ -36,6 +36,8 @@ class Tokens:
     """True where the form scores by default."""
     surface: Surface | None = None
     """The characters behind them; None for token_ids."""
+    prompt: Mask | None = None
+    """True outside the completion or the assistant's turns; None where the form has neither, or nobody asked."""
 
 
 class Text:
@@ -49,23 +51,23 @@ class Text:
         """The model's chat template. Raises InvalidSequence if it has none."""
         return Chat(self._tokenizer)
 
-    def tokens(self, item: SequenceItem, *, default: bool) -> Tokens:
+    def tokens(self, item: SequenceItem, *, turns: bool) -> Tokens:
         """The tokens of a sequence given as text, messages or prompt + completion.
 
-        `default` says whether the form's own choice of what is scored is wanted; without it all is. Raises
+        `turns` says whether the assistant's turns must be found; without it messages are scored whole. Raises
         InvalidSequence naming the field.
         """
         if item.text is not UNSET:
             return self._tokenize(item.text)
         if item.messages is not UNSET:
-            return self._messages(item.messages, default=default)
+            return self._messages(item.messages, turns=turns)
         return self._completion(item.prompt, item.completion)
 
-    def _messages(self, messages: list[Message], *, default: bool) -> Tokens:
+    def _messages(self, messages: list[Message], *, turns: bool) -> Tokens:
         check_messages("messages", messages)
         text = self.chat.render(messages)
         tokens = self._tokenize(text, messages)
-        if not default:
+        if not turns:
             return tokens
         offsets = tokens.surface.offsets if tokens.surface is not None else None
         if offsets is None:
@@ -74,7 +76,7 @@ class Text:
         scored = np.zeros(len(tokens.ids), np.bool_)
         for start, end in self.chat.assistant_ranges(messages, text):
             scored |= (starts < end) & (ends > start) & (ends > starts)
-        return Tokens(tokens.ids, scored, tokens.surface)
+        return Tokens(tokens.ids, scored, tokens.surface, ~scored)
 
     def _completion(self, prompt: Any, completion: Any) -> Tokens:
         if isinstance(prompt, str) and isinstance(completion, str):
@@ -90,7 +92,7 @@ class Text:
         scored = np.arange(len(whole.ids)) >= _common_prefix(head.ids, whole.ids)
         if not scored.any():
             raise InvalidSequence("completion: adds no token to the prompt, so nothing would be scored")
-        return Tokens(whole.ids, scored, whole.surface)
+        return Tokens(whole.ids, scored, whole.surface, ~scored)
 
     def _tokenize(self, text: str, messages: list[Message] | None = None) -> Tokens:
         fast = bool(self._tokenizer.is_fast)

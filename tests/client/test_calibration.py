@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
-from collections.abc import Iterator
+import tracemalloc
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -14,7 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenpriority import AsyncClient, Calibration, Client, ContractBroken, InvalidParameter, NotFound, Scores
-from tokenpriority.calibration import Ranking
+from tokenpriority.calibration import Calibrator
+from tokenpriority.methods import METHODS, Inputs, get_method
+from tokenpriority.methods.scope import RankingParams
 from tokenpriority_service.engines.engine import Job
 from tokenpriority_service.engines.fake import FakeEngine
 
@@ -62,6 +68,22 @@ def test_the_threshold_is_the_kth_largest_statistic(client: Client, keep: float)
     }
     assert set(calibration.fingerprints) == {"reference", "base"}
     assert calibration.fingerprints == client.fingerprints
+    assert (calibration.version, calibration.package) == (
+        get_method("token_cleaning").version,
+        version("tokenpriority"),
+    )
+
+
+def test_the_dataset_is_known_by_its_tokens_in_order(client: Client) -> None:
+    calibration = client.calibrate(DATASET, method="token_cleaning")
+    content = hashlib.blake2b(digest_size=16)
+    for sequence in DATASET:
+        ids = np.asarray(sequence["token_ids"] if isinstance(sequence, dict) else sequence, "<u4")
+        content.update(np.array([len(ids)], "<u8").tobytes() + ids.tobytes())
+    assert (calibration.sequences, calibration.digest) == (len(DATASET), content.hexdigest())
+    joined = client.calibrate([[1, 2, 3, 4]], method="token_cleaning", params={"keep": 1.0})
+    parted = client.calibrate([[1, 2], [3, 4]], method="token_cleaning", params={"keep": 1.0})
+    assert joined.digest != parted.digest != calibration.digest
 
 
 def test_the_server_keeps_exactly_what_was_calibrated(client: Client, service: str, tmp_path: Path) -> None:
@@ -97,22 +119,23 @@ def scored(logprobs: Any) -> Scores:
     return Scores(id=0, token_ids=np.arange(len(values), dtype=np.uint32), logprobs=values, priorities=priorities)
 
 
+FINGERPRINTS = {"reference": "a", "base": "b", "other": "c"}
+
+
 @settings(max_examples=100, deadline=None)
 @given(
     st.lists(st.floats(-100, 0, width=32), min_size=1, max_size=60, unique=True),
     st.floats(0.01, 1),
 )
 def test_without_ties_exactly_k_are_kept_even_through_json(values: list[float], keep: float) -> None:
-    ranking = Ranking("token_cleaning", {"keep": keep})
-    zeros = np.zeros(len(values), np.float32)
-    ranking.add(scored(values), scored(zeros))
     k = int(np.floor(len(values) * keep))
-    fingerprints = {"reference": "a", "base": "b", "other": "c"}
-    if k == 0:
-        with pytest.raises(InvalidParameter, match="keeps none"):
-            ranking.calibration("reference", fingerprints)
-        return
-    calibration = ranking.calibration("reference", fingerprints)
+    with Calibrator("token_cleaning", {"keep": keep}) as calibrator:
+        calibrator.add([scored(values), scored(np.zeros(len(values)))])
+        if k == 0:
+            with pytest.raises(InvalidParameter, match="keeps none"):
+                calibrator.calibration(FINGERPRINTS)
+            return
+        calibration = calibrator.calibration(FINGERPRINTS)
     threshold = json.loads(json.dumps(calibration.params))["threshold"]
     assert calibration.kept == k
     assert (np.array(values, np.float32) >= threshold).sum() == k
@@ -121,16 +144,97 @@ def test_without_ties_exactly_k_are_kept_even_through_json(values: list[float], 
 
 
 def test_ties_with_the_last_are_kept() -> None:
-    ranking = Ranking("token_cleaning", {"keep": 0.5})
-    ranking.add(scored([-1, -2, -2, -2]), scored([0, 0, 0, 0]))
-    calibration = ranking.calibration("reference", {"reference": "a", "base": "b"})
+    with Calibrator("token_cleaning", {"keep": 0.5}) as calibrator:
+        calibrator.add([scored([-1, -2, -2, -2]), scored([0, 0, 0, 0])])
+        calibration = calibrator.calibration(FINGERPRINTS)
     assert (calibration.threshold, calibration.tokens, calibration.kept) == (-2.0, 4, 4)
 
 
-def test_one_float_is_kept_per_token() -> None:
-    ranking = Ranking("token_cleaning")
-    ranking.add(scored([-1, np.nan, -2]), scored([0, np.nan, 0]))
-    assert len(ranking._statistics) == 2 * 4
+def peak(work: Callable[[], Any]) -> int:
+    """Most bytes of Python and numpy that were alive at once during `work`, beyond those before it."""
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        work()
+        return tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_million_tokens_take_no_more_memory_than_a_tenth_of_them() -> None:
+    batches = [[scored(-RNG.random(1000) * 20) for _ in range(2)] for _ in range(50)]
+
+    def calibrate(tokens: int) -> None:
+        with Calibrator("token_cleaning") as calibrator:
+            for number in range(tokens // 1000):
+                calibrator.add(batches[number % len(batches)])
+            assert calibrator.calibration(FINGERPRINTS).tokens == tokens
+
+    calibrate(1000)  # what is loaded once
+    few, many = peak(lambda: calibrate(100_000)), peak(lambda: calibrate(1_000_000))
+    assert many <= few + 65_536
+    assert many < 4 * 2**20
+
+
+def test_the_dataset_is_read_once_and_no_further_ahead_than_is_in_flight(service: str) -> None:
+    """From the iterable to the threshold: what is read and not yet ranked is bounded, whatever the dataset's size."""
+    read = furthest = ranked = 0
+    add = Calibrator.add
+
+    def dataset() -> Iterator[np.ndarray[Any, Any]]:
+        nonlocal read
+        for number in range(600):
+            read += 1
+            yield (np.arange(100) + number) % 500
+
+    def counted(self: Calibrator, scores: Any) -> None:
+        nonlocal furthest, ranked
+        furthest = max(furthest, read - ranked)
+        ranked += 1
+        add(self, scores)
+
+    with pytest.MonkeyPatch.context() as patch, Client(service, retries=0, max_inflight_tokens=4_000) as client:
+        patch.setattr(Calibrator, "add", counted)
+        calibration = client.calibrate(dataset(), method="token_cleaning")
+    assert (read, ranked, calibration.sequences, calibration.tokens) == (600, 600, 600, 99 * 600)
+    # Of each model's stream 4,000 tokens begun, one request of 1,000 about to be, and one handed out.
+    assert furthest <= (4_000 + 2 * 1_000) // 100 + 1
+
+
+class EntropyParams(RankingParams):
+    keep: float = 0.25
+    scope: Literal["sequence", "dataset"] = "dataset"
+
+
+def entropy(inputs: Inputs, params: EntropyParams, *, xp: Any) -> Any:
+    return inputs.evidence("reference").signal("entropy_top20") - inputs.evidence("reference").logprob
+
+
+def top_entropy(inputs: Inputs, params: EntropyParams, *, xp: Any) -> Any:
+    value = entropy(inputs, params, xp=xp)
+    return xp.where(value >= params.threshold, xp.ones_like(value), xp.zeros_like(value))
+
+
+def test_any_statistic_of_one_model(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A method that is not in the registry, of one model and a signal that is computed only where it is named."""
+    method = replace(
+        get_method("token_cleaning"),
+        name="top_entropy",
+        roles=("reference",),
+        signals=("logprob", "entropy_top20"),
+        params=EntropyParams,
+        formula=top_entropy,
+        statistic=entropy,
+    )
+    monkeypatch.setitem(METHODS, "top_entropy", method)
+    calibration = client.calibrate(iter(DATASET), method="top_entropy")
+    scores = client.score(DATASET, signals=["entropy_top20"])
+    statistics = np.concatenate([(s.signals["entropy_top20"] - s.logprobs)[s.priorities != 0] for s in scores])
+    k = int(len(statistics) * 0.25)
+    assert calibration.threshold == np.sort(statistics)[::-1][k - 1]
+    assert set(calibration.fingerprints) == {"reference"}
+    applied = client.score(DATASET, method="top_entropy", params=calibration.params)
+    assert sum(int((s.priorities == 1).sum()) for s in applied) == calibration.kept
 
 
 def test_what_cannot_be_ranked_is_refused(client: Client) -> None:
@@ -149,20 +253,10 @@ def test_what_cannot_be_ranked_is_refused(client: Client) -> None:
 
 
 def test_two_tokenizations_are_never_compared() -> None:
-    ranking = Ranking("token_cleaning")
-    with pytest.raises(ContractBroken, match="tokenise it differently"):
-        ranking.add(scored([-1, -2]), scored([-1]))
+    with Calibrator("token_cleaning") as calibrator, pytest.raises(ContractBroken, match="tokenise it differently"):
+        calibrator.add([scored([-1, -2]), scored([-1])])
 
 
 def test_evidence_that_is_not_finite_is_refused() -> None:
-    ranking = Ranking("token_cleaning")
-    with pytest.raises(ContractBroken, match="no finite statistic"):
-        ranking.add(scored([-1, -np.inf]), scored([-1, -1]))
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"method": "x", "surprise": 1}'])
-def test_a_file_that_is_no_calibration_is_refused(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "c.json"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=r"c\.json: not a calibration"):
-        Calibration.load(path)
+    with Calibrator("token_cleaning") as calibrator, pytest.raises(ContractBroken, match="no finite statistic"):
+        calibrator.add([scored([-1, -np.inf]), scored([-1, -1])])

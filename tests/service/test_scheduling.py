@@ -212,8 +212,9 @@ def test_a_signal_the_engine_lacks(serve: Any, probe: Any) -> None:
     with serve({"reference": LogprobsOnly(probe.inner)}) as server:
         priorities = server.score({"token_ids": list(range(40))}, method={"name": "prift_prob"})[0]["priorities"]
         assert max(priorities) > 0
-        result = server.score({"token_ids": [1, 2]}, method={"name": "prift_mass"})[0]
-        assert "mass_above" in result["error"]["message"]
+        refused = server.post({"sequences": [{"token_ids": [1, 2]}], "method": {"name": "prift_mass"}})
+        assert refused.status_code == 422
+        assert "mass_above" in refused.json()["error"]["message"]
         response = server.post({"sequences": [{"token_ids": [1, 2]}], "signals": ["rank"]})
         assert response.status_code == 422
         assert "signals[0]: model 'reference' gives logprob, got 'rank'" in response.json()["error"]["message"]

@@ -120,6 +120,12 @@ def serving(command_line: list[str], folder: Path, models: dict[str, Path]) -> I
 
 
 @pytest.fixture(scope="session")
+def serve(command_line: list[str]) -> Callable[[Path, dict[str, Path]], Any]:
+    """Begins a server of these models: a context that gives its address."""
+    return lambda folder, models: serving(command_line, folder, models)
+
+
+@pytest.fixture(scope="session")
 def server(
     command_line: list[str],
     save_student: Callable[..., Path],
@@ -194,12 +200,13 @@ def make_trainer(
     """A trainer that takes its weights from the rows' own column, else weight 1."""
 
     def make(rows: list[dict[str, Any]], weighting: Weighting | None = None, model: Any = None, **changes: Any) -> Any:
-        rest = {key: changes.pop(key) for key in ("peft_config", "eval_dataset") if key in changes}
+        source = changes.pop("source", None)
+        rest = {key: changes.pop(key) for key in ("peft_config", "eval_dataset", "local") if key in changes}
         return PrioritySFTTrainer(
             model if model is not None else make_model(),
             make_args(**changes),
             Dataset.from_list(rows),
-            priorities=ColumnSource() if "priorities" in rows[0] else LocalSource(),
+            priorities=source or (ColumnSource() if "priorities" in rows[0] else LocalSource()),
             weighting=weighting,
             processing_class=tokenizer,
             **rest,

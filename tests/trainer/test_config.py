@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tokenpriority.composition import Schedule
 from tokenpriority_trainer.config import Config, load_config, training_arguments
 from tokenpriority_trainer.errors import ConfigError
 
@@ -57,20 +58,30 @@ def test_every_key_of_the_contract_is_read(load: Any) -> None:
         depth = 3
         student = "dft"
         negatives = "ascent"
-        ramp = [0.0, 1.0]
+        student_params = {source = "student"}
+        forget = "wga"
+        forget_params = {beta = 2.0}
+        schedule = {shape = "cosine", start = 0.1, end = 1.0, sign = "both", over = "epoch"}
+        clip = [-1.0, 2]
         denominator = "by_sign"
+        [priorities.local]
+        reference = "frozen"
+        base = "base"
+        refresh = 4
         [training]
         output_dir = "out"
         """
     )
     assert config.model.lora.target_modules == ["q_proj"]
-    assert config.priorities.ramp == (0.0, 1.0)
+    schedule = Schedule(shape="cosine", start=0.1, end=1.0, sign="both", over="epoch")
+    assert (config.priorities.schedule, config.priorities.clip) == (schedule, (-1.0, 2.0))
+    assert config.priorities.local.model_dump() == {"reference": "frozen", "base": "base", "refresh": 4}
     assert config.priorities.params == {"tau": 0.1}
 
 
 def test_whole_numbers_do_for_fractions(load: Any) -> None:
-    config = load(MINIMAL + "[priorities]\nramp = [0, 2]\n[model.lora]\nalpha = 8")
-    assert (config.priorities.ramp, config.model.lora.alpha) == ((0.0, 2.0), 8.0)
+    config = load(MINIMAL + "[priorities]\nschedule = {end = 2}\n[model.lora]\nalpha = 8")
+    assert (config.priorities.schedule, config.model.lora.alpha) == (Schedule(end=2.0), 8.0)
 
 
 @pytest.mark.parametrize(
@@ -82,16 +93,19 @@ def test_whole_numbers_do_for_fractions(load: Any) -> None:
         (MINIMAL + "[priorities]\ndepth = 0", "priorities.depth: .* greater than or equal to 1, got 0"),
         (
             MINIMAL + '[priorities]\ndenominator = "sum"',
-            "denominator: .*'all', 'kept' or 'by_sign'.*got 'sum'",
+            "denominator: .*'all', 'kept', 'by_sign' or 'sequences'.*got 'sum'",
         ),
-        (MINIMAL + "[priorities]\nramp = [0.0]", "priorities.ramp.1: Field required"),
-        (MINIMAL + "[priorities]\nramp = [0.0, inf]", "priorities.ramp.1: Input should be a finite number, got inf"),
-        (
-            MINIMAL + "[priorities]\nramp = [0.5, -1]",
-            r"ramp: must be two .* >= 0, not both 0, got \[0.5, -1\]",
-        ),
-        (MINIMAL + "[priorities]\nramp = [0, 0.0]", r"priorities.ramp: .* not both 0, got \[0, 0.0\]"),
-        (MINIMAL + '[priorities]\nramp = ["0", 1]', "priorities.ramp.0: Input should be a valid number, got '0'"),
+        (MINIMAL + "[priorities]\nramp = [0.0, 1.0]", "priorities.ramp: Extra inputs"),
+        (MINIMAL + "[priorities]\nschedule = {start = 1.0}", "priorities.schedule: .*end: goes with shape"),
+        (MINIMAL + "[priorities]\nschedule = {end = inf}", "schedule.end: Input should be a finite number, got inf"),
+        (MINIMAL + "[priorities]\nschedule = {end = -1.0}", "schedule.end: .*greater than or equal to 0, got -1.0"),
+        (MINIMAL + "[priorities]\nschedule = {end = 0}", "priorities.schedule: .*must not both be 0"),
+        (MINIMAL + '[priorities]\nschedule = {end = "1"}', "schedule.end: Input should be a valid number, got '1'"),
+        (MINIMAL + '[priorities]\nschedule = {end = 1, shape = "step"}', "schedule.shape: .*got 'step'"),
+        (MINIMAL + "[priorities]\nclip = [0.0]", "priorities.clip.1: Field required"),
+        (MINIMAL + "[priorities]\nclip = [0.5, 1]", r"priorities.clip: .*low <= 0 <= high.*got \[0.5, 1\]"),
+        (MINIMAL + "[priorities]\nclip = [0, 0.0]", "priorities.clip: .*not both 0"),
+        (MINIMAL + "[priorities.local]\nrefresh = 0", "priorities.local.refresh: .*greater than or equal to 1, got 0"),
         (MINIMAL + "[priorities]\ndepth = 3.0", "priorities.depth: Input should be a valid integer, got 3.0"),
         (MINIMAL + "[priorities]\ndepth = true", "priorities.depth: Input should be a valid integer, got True"),
         (MINIMAL + '[model.lora]\nalpha = "8"', "model.lora.alpha: Input should be a valid number, got '8'"),

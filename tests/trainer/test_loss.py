@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tokenpriority.methods import Denominator, Negatives
-from tokenpriority_trainer.loss import FLOOR, count, ramped, unlikelihood, weighted_loss
+from tokenpriority_trainer.loss import FLOOR, count, penalty, unlikelihood, weighted_loss
 
 DENOMINATORS: tuple[Denominator, ...] = get_args(Denominator)
 WEIGHTS = st.lists(st.floats(-4, 4, width=32), min_size=1, max_size=12)
@@ -38,8 +38,9 @@ def weighted(
     """The loss of a row with these weights and its gradient on the logits."""
     logits, labels = logits_and_labels(len(weights), seed)
     row = torch.tensor([[0.0, *weights]])
-    counts = count(torch.cat([torch.zeros(1, dtype=torch.long), labels])[None], row)
-    loss = weighted_loss(logprob_of(logits, labels), row[:, 1:], counts, denominator=denominator, negatives=negatives)
+    counts = count(torch.cat([torch.zeros(1, dtype=torch.long), labels])[None], row, 3)
+    logprob = logprob_of(logits, labels)
+    loss = weighted_loss(-logprob, penalty(logprob, negatives), row[:, 1:], counts, denominator=denominator)
     return loss, gradient(loss, logits)
 
 
@@ -57,6 +58,7 @@ def test_loss_is_the_equation_summed_token_by_token(
         "all": (len(weights), len(weights)),
         "kept": (n_pos + n_neg, n_pos + n_neg),
         "by_sign": (n_pos, n_neg),
+        "sequences": (3, 3),
     }[denominator]
     expected = positive / max(d_pos, 1) + negative / max(d_neg, 1)
     loss, _ = weighted(weights, denominator, negatives, seed)
@@ -112,8 +114,9 @@ def test_unlikelihoods_gradient_on_the_logit_is_the_probability_whatever_the_cer
 def test_weights_take_no_gradient_and_no_dtype_of_theirs_matters() -> None:
     logits, labels = logits_and_labels(3)
     weights = torch.tensor([[1.0, -1.0, 0.5]], dtype=torch.bfloat16, requires_grad=True)
-    counts = torch.tensor([3, 3, 2, 1])
-    loss = weighted_loss(logprob_of(logits, labels), weights, counts, denominator="all", negatives="unlikelihood")
+    counts = torch.tensor([3, 3, 2, 1, 1])
+    logprob = logprob_of(logits, labels)
+    loss = weighted_loss(-logprob, unlikelihood(logprob), weights, counts, denominator="all")
     loss.backward()
     assert weights.grad is None
     assert logits.grad is not None
@@ -129,9 +132,8 @@ def test_a_micro_batch_without_weights_gives_a_differentiable_zero(denominator: 
 def test_ignored_positions_cannot_poison_the_loss() -> None:
     # TRL's fused head gives log-probability 0, p = 1, where the label is ignored.
     logprob = torch.tensor([[-1.0, 0.0]], requires_grad=True)
-    loss = weighted_loss(
-        logprob, torch.tensor([[-1.0, 0.0]]), torch.tensor([1, 1, 0, 1]), denominator="all", negatives="unlikelihood"
-    )
+    weights, counts = torch.tensor([[-1.0, 0.0]]), torch.tensor([1, 1, 0, 1, 1])
+    loss = weighted_loss(-logprob, unlikelihood(logprob), weights, counts, denominator="all")
     slope = gradient(loss, logprob)
     assert torch.isfinite(slope).all()
     assert slope[0, 1] == 0
@@ -140,19 +142,12 @@ def test_ignored_positions_cannot_poison_the_loss() -> None:
 def test_counts_are_of_shifted_labels_and_weights() -> None:
     labels = torch.tensor([[5, -100, 7, 8, 9], [1, 2, -100, 4, -100]])
     priorities = torch.tensor([[9.0, 0.0, 1.0, -2.0, 0.0], [9.0, 0.5, 0.0, -1.0, 0.0]])
-    assert count(labels, priorities).tolist() == [5, 4, 2, 2]
+    assert count(labels, priorities, 2).tolist() == [5, 4, 2, 2, 2]
 
 
-@given(WEIGHTS, st.floats(0, 1), st.floats(0, 2), st.floats(0, 2))
-def test_the_ramp_scales_negative_weights_alone(
-    weights: list[float], progress: float, first: float, last: float
-) -> None:
-    found = ramped(torch.tensor(weights), (first, last), progress)
-    factor = first + (last - first) * progress
-    expected = [w * factor if w < 0 else w for w in weights]
-    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5, atol=1e-6)
-
-
-def test_no_ramp_is_a_factor_of_one() -> None:
-    weights: Any = torch.tensor([-1.0, 2.0])
-    assert ramped(weights, None, 0.5) is weights
+def test_a_charge_that_is_not_finite_does_no_harm_where_nothing_is_trained() -> None:
+    charge = torch.tensor([[2.0, math.inf, math.nan]], requires_grad=True)
+    weights, counts = torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([1, 1, 1, 0, 1])
+    loss = weighted_loss(charge, charge, weights, counts, denominator="all")
+    assert loss.item() == 2
+    assert gradient(loss, charge).tolist() == [[1, 0, 0]]

@@ -11,22 +11,23 @@ import torch
 from datasets import Dataset
 from trl import SFTTrainer
 
+from tokenpriority.composition import Schedule
 from tokenpriority_trainer import Weighting
-from tokenpriority_trainer.errors import ConfigError, Diverged, NothingToLearn, WeightError
+from tokenpriority_trainer.errors import Diverged, NothingToLearn, WeightError
 
 Rows = list[dict[str, Any]]
 Make = Callable[..., Any]
 
 
-def test_the_ramp_runs_over_the_steps_of_the_run(make_trainer: Make, signed: Rows) -> None:
-    trainer = make_trainer(signed, Weighting(ramp=(0.0, 1.0)), max_steps=4, learning_rate=0.0)
+def test_the_schedule_runs_over_the_steps_of_the_run(make_trainer: Make, signed: Rows) -> None:
+    trainer = make_trainer(signed, Weighting(schedule=Schedule(end=1.0)), max_steps=4, learning_rate=0.0)
     trainer.train()
     shares = [entry["negative_share"] for entry in trainer.state.log_history[:4]]
     weights = [
         w for r in signed for w, label in zip(r["priorities"][1:], r["labels"][1:], strict=True) if label != -100
     ]
     negative, positive = -sum(w for w in weights if w < 0), sum(w for w in weights if w > 0)
-    expected = [negative * k / 3 / (positive + negative * k / 3) for k in range(4)]  # the last step is at its end
+    expected = [negative * k / 4 / (positive + negative * k / 4) for k in range(4)]
     assert shares == pytest.approx(expected, rel=1e-5)
 
 
@@ -112,67 +113,7 @@ def test_adapters_of_virtual_tokens_are_refused(make_trainer: Make, weighted: An
         trainer.train()
 
 
-@pytest.mark.parametrize(
-    ("method", "student", "what"),
-    [
-        ("prift_mass", "prift_mass", "needs more than logprob and entropy: signal 'mass_above'"),
-        ("prift_mass", "uniform", "does not read the live student"),
-        ("prift_mass", "forgetting", "not positive per token"),
-        ("dft", "dft", "is a factor of the live student already"),
-    ],
-)
-def test_student_factors_that_cannot_be_are_refused(method: str, student: str, what: str) -> None:
-    with pytest.raises(ConfigError, match=what):
-        Weighting.of(method, student=student)
-
-
-def test_defaults_are_the_methods_own() -> None:
-    params = {"threshold": 0.0}
-    found = Weighting.of("forgetting", params)
-    assert (found.denominator, found.negatives, found.ramp, found.student) == ("by_sign", "ascent", (0.0, 0.25), None)
-    changed = Weighting.of("forgetting", params, denominator="all", negatives="unlikelihood", ramp=(1.0, 1.0))
-    assert (changed.denominator, changed.negatives, changed.ramp) == ("all", "unlikelihood", (1.0, 1.0))
-
-
-@pytest.mark.parametrize(
-    ("method", "given", "ramp"),
-    [
-        ("uniform", {}, None),
-        ("uniform", {"negatives": "ascent"}, (0.0, 0.25)),
-        ("spans", {"negatives": "ascent", "ramp": (1.0, 1.0)}, (1.0, 1.0)),
-        ("forgetting", {"negatives": "ascent"}, (0.0, 0.25)),
-        ("forgetting", {"negatives": "unlikelihood"}, None),
-        ("forgetting", {"ramp": (0.5, 0.0)}, (0.5, 0.0)),
-    ],
-)
-def test_a_ramp_belongs_to_its_rule_for_negatives(method: str, given: Any, ramp: tuple[float, float] | None) -> None:
-    params = {"threshold": 0.0} if method == "forgetting" else {}
-    assert Weighting.of(method, params, **given).ramp == ramp
-
-
-RAMPS: list[Any] = [
-    (-0.1, 1.0),
-    (1.0, -1),
-    (0.0, 0),
-    (0.0, math.inf),
-    (math.nan, 1.0),
-    (1.0,),
-    (True, 1.0),
-    ("0", 1.0),
-    (),
-]
-
-
-@pytest.mark.parametrize("ramp", RAMPS)
-def test_ramps_out_of_their_limit_are_refused(ramp: Any) -> None:
-    for make in (Weighting, Weighting.of):
-        with pytest.raises(ConfigError, match="ramp: must be two finite numbers >= 0, not both 0, got ") as refused:
-            make(ramp=ramp)
-        assert str(refused.value).endswith(repr(ramp))
-
-
-def test_a_run_of_one_step_is_at_the_ramps_first_value(make_trainer: Make, weighted: Any) -> None:
-    rows = weighted(-1.0)
-    trainer = make_trainer(rows, Weighting(ramp=(0.0, 1.0)), max_steps=1)  # weights were there, so it is no error
+def test_a_schedule_that_begins_at_zero_is_no_error(make_trainer: Make, weighted: Any) -> None:
+    trainer = make_trainer(weighted(-1.0), Weighting(schedule=Schedule(end=1.0)), max_steps=1)
     trainer.train()
     assert trainer.state.log_history[0]["grad_norm"] == 0

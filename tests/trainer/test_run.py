@@ -13,26 +13,15 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
+from run_config import assert_close, metrics, parameters, writer
 from tokenpriority.errors import FingerprintChanged, InvalidParameter, NotFound, TokenPriorityError
 from tokenpriority_trainer.config import load_config
 from tokenpriority_trainer.errors import ConfigError
 from tokenpriority_trainer.run import run
 
 Write = Callable[..., Path]
-
-TRAINING = {
-    "max_steps": 4,
-    "per_device_train_batch_size": 4,
-    "gradient_accumulation_steps": 2,
-    "logging_steps": 1,
-    "learning_rate": 0.01,
-    "max_length": 64,
-    "use_cpu": True,
-    "gradient_checkpointing": False,
-    "disable_tqdm": True,
-}
 
 
 @pytest.fixture(scope="session")
@@ -42,50 +31,7 @@ def student(save_student: Callable[..., Path], tmp_path_factory: pytest.TempPath
 
 @pytest.fixture
 def write(tmp_path: Path, student: Path, text: str) -> Write:
-    """Writes a configuration and its data; `sections` replace or add keys by section."""
-    data = tmp_path / "train.jsonl"
-    rows = [{"text": text[50 * i : 50 * i + 40 + 3 * i]} for i in range(24)]
-    spans = [[{"start": 3, "end": 9, "priority": -1.0}] if i % 2 else [] for i in range(24)]
-    lines = [json.dumps({**row, "spans": each}) for row, each in zip(rows, spans, strict=True)]
-    data.write_text("\n".join(lines), encoding="utf-8")
-
-    def config(name: str = "run", **sections: dict[str, Any]) -> Path:
-        whole: dict[str, dict[str, Any]] = {
-            "model": {"path": str(student)},
-            "data": {"train": str(data)},
-            "training": {**TRAINING, "output_dir": str(tmp_path / name)},
-        }
-        for section, changes in sections.items():
-            whole[section] = {**whole.get(section, {}), **changes}
-        lines = []
-        for section, values in whole.items():
-            lines += [f"[{section}]", *(f"{key} = {toml(value)}" for key, value in values.items())]
-        path = tmp_path / f"{name}.toml"
-        path.write_text("\n".join(lines), encoding="utf-8")
-        return path
-
-    return config
-
-
-def toml(value: Any) -> str:
-    """A value in TOML; strings, numbers, booleans and lists are JSON's."""
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key} = {toml(each)}" for key, each in value.items()) + "}"
-    return json.dumps(value)
-
-
-def parameters(folder: Path) -> dict[str, torch.Tensor]:
-    return dict(AutoModelForCausalLM.from_pretrained(folder).named_parameters())
-
-
-def metrics(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-def assert_close(found: Path, expected: Path, atol: float) -> None:
-    mine = parameters(found)
-    for name, value in parameters(expected).items():
-        torch.testing.assert_close(mine[name], value, rtol=0, atol=atol, msg=f"{name}: {{}}".format)
+    return writer(tmp_path, student, text)
 
 
 @pytest.mark.slow
@@ -115,15 +61,31 @@ def test_the_command_trains_from_a_file(
     assert summary["tokens"] == steps[-1]["num_tokens"] > 0
     assert summary["wait_seconds"] == pytest.approx(sum(line["wait_seconds"] for line in steps), rel=1e-4)
     assert summary["fingerprints"] == {"reference": summary["fingerprint"]}
+    assert summary["composition"] == [
+        "priority: prift_mass v1 {tau: 0.2, ties: strict, source: reference} from reference",
+        "labels: spans laid over",
+        "negatives: unlikelihood",
+        "denominator: all",
+    ]
     before, after = parameters(student), parameters(out)
     assert any(not torch.equal(before[name], value) for name, value in after.items())
     assert AutoTokenizer.from_pretrained(out)("import json")["input_ids"]
 
 
 @pytest.mark.slow
-def test_two_processes_take_the_step_of_one(write: Write, server: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "priorities",
+    [
+        {"method": "prift_prob", "denominator": "by_sign"},
+        {"method": "sstoken_excess", "params": {"keep": 0.5}, "denominator": "kept"},
+    ],
+    ids=["counts known beforehand", "counts of the forward passes"],
+)
+def test_two_processes_take_the_step_of_one(
+    write: Write, server: str, tmp_path: Path, priorities: dict[str, Any]
+) -> None:
     """Steps on the same global batches, their documents of unlike length and weight, split over two processes."""
-    priorities = {"url": server, "method": "prift_prob", "denominator": "by_sign"}
+    priorities = {"url": server, **priorities}
     sgd = {"max_steps": 4, "optim": "sgd", "learning_rate": 1.0, "lr_scheduler_type": "constant"}
     run(load_config(write("one", priorities=priorities, training=sgd)))
     two = write("two", priorities=priorities, training={**sgd, "gradient_accumulation_steps": 1})

@@ -6,6 +6,7 @@ run.py         a configuration, run
 trainer.py     PrioritySFTTrainer: where weights enter TRL's loop
 source.py      where weights come from
 weighting.py   how weights become a loss
+local.py       frozen copies of models beside the student
 loss.py        the loss itself
 """
 
@@ -14,27 +15,28 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tokenpriority_trainer.local import FrozenCopies
     from tokenpriority_trainer.source import ColumnSource, LocalSource, PrioritySource, ServerSource
     from tokenpriority_trainer.trainer import PrioritySFTTrainer
-    from tokenpriority_trainer.weighting import StudentFactor, Weighting
+    from tokenpriority_trainer.weighting import Weighting
 
 __all__ = [
     "ColumnSource",
+    "FrozenCopies",
     "LocalSource",
     "PrioritySFTTrainer",
     "PrioritySource",
     "ServerSource",
-    "StudentFactor",
     "Weighting",
 ]
 
 _HOME = {
     "ColumnSource": "source",
+    "FrozenCopies": "local",
     "LocalSource": "source",
     "PrioritySFTTrainer": "trainer",
     "PrioritySource": "source",
     "ServerSource": "source",
-    "StudentFactor": "weighting",
     "Weighting": "weighting",
 }
 

@@ -14,7 +14,9 @@ from trl.data_utils import get_dataset_column_names
 from tokenpriority_trainer.alignment import SPANS
 from tokenpriority_trainer.collator import PRIORITIES
 from tokenpriority_trainer.errors import ConfigError
-from tokenpriority_trainer.source import ColumnSource, PrioritySource
+from tokenpriority_trainer.local import FrozenCopies
+from tokenpriority_trainer.source import ColumnSource, LocalSource, PrioritySource
+from tokenpriority_trainer.weighting import Weighting
 
 
 def check_arguments(args: SFTConfig, dataset: Any, priorities: PrioritySource, rest: Mapping[str, Any]) -> None:
@@ -43,8 +45,27 @@ def _check_columns(columns: set[str], args: SFTConfig, from_column: bool, format
         raise ConfigError(f"dataset_kwargs.skip_prepare_dataset: column {SPANS!r} would never be aligned to tokens")
 
 
+def check_evidence(weighting: Weighting, priorities: PrioritySource, local: FrozenCopies) -> None:
+    """Raises ConfigError if a live method reads a frozen model that is not there, or more of it than a server gives."""
+    names = " and ".join(repr(method.method.name) for _, method in weighting.live)
+    needed = [role for role in weighting.roles if role in ("reference", "base") and role not in local.roles]
+    if "base" in needed:
+        raise ConfigError(f"{names} reads a second frozen model: set priorities.local.base (FrozenCopies)")
+    if "reference" not in needed:
+        return
+    copy = "set priorities.local.reference (FrozenCopies)"
+    if weighting.reads_distribution("reference"):
+        raise ConfigError(f"{names} reads the reference's whole distribution, which no server sends: {copy}")
+    more = [name for name in weighting.reads("reference") if name != "logprob"]
+    if more:
+        raise ConfigError(f"{names} reads the reference's {', '.join(more)} in the forward pass: {copy}")
+    if isinstance(priorities, ColumnSource | LocalSource):
+        raise ConfigError(f"{names} reads the reference: set priorities.url (ServerSource), or {copy}")
+
+
 def check_setting(trainer: Any) -> None:
-    """Raises ConfigError for what only a constructed SFTTrainer knows: images, parallelism that shards a batch."""
+    """Raises ConfigError for what only a constructed SFTTrainer knows: images, parallelism that shards a batch, and
+    settings under which gradients cannot be rescaled or a snapshot cannot be taken."""
     if trainer._is_vision_dataset:
         raise ConfigError("the train dataset has images: only text is supported")
     parallelism = trainer.accelerator.parallelism_config
@@ -52,3 +73,10 @@ def check_setting(trainer: Any) -> None:
         size = getattr(parallelism, name, 1)
         if size > 1:
             raise ConfigError(f"parallelism_config.{name}: must be 1, got {size}: weights are not sharded")
+    if trainer.weighting.deferred and trainer.aux_loss_enabled:
+        raise ConfigError("denominator: 'kept' with a live method would scale the routers' loss too; choose another")
+    sharded = [kind for kind in ("deepspeed", "fsdp") if getattr(trainer, f"is_{kind}_enabled")]
+    if "deepspeed" in sharded and trainer.weighting.deferred:
+        raise ConfigError("denominator: 'kept' with a live method must rescale gradients, which DeepSpeed keeps")
+    if sharded and "old" in trainer.weighting.roles:
+        raise ConfigError(f"a method that reads the student's snapshot cannot run sharded by {sharded[0]}")

@@ -16,6 +16,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from tokenpriority_trainer.documents import documents
 from tokenpriority_trainer.errors import WeightError
+from tokenpriority_trainer.rows import ROWS
 
 PRIORITIES = "priorities"
 """Ready weight of each token, float."""
@@ -24,9 +25,15 @@ SPAN_PRIORITIES = "span_priorities"
 DOCUMENTS = "documents"
 """Key of the batch under which its list of `Document` stands; never a tensor, so it stays on the CPU."""
 
+LOGPROBS = "reference_logprobs"
+"""Key of the batch under which a source leaves the reference's log-probs: one float32 array (T,) per document, NaN
+where nothing was scored."""
+
 FILL = {PRIORITIES: 0.0, SPAN_PRIORITIES: math.nan}
 """Every float column and what stands on padding."""
-EXTRAS = (*FILL, DOCUMENTS)
+SEQUENCES = "sequences"
+"""Key of the batch under which the number of its documents that train something stands."""
+EXTRAS = (*FILL, DOCUMENTS, LOGPROBS, ROWS, SEQUENCES)
 """Keys of a batch that no model takes."""
 
 

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
 
+from tokenpriority.composition import CLIP_LIMIT, Clip, Schedule, is_clip
 from tokenpriority.methods import Denominator, Negatives
 from tokenpriority_trainer.errors import ConfigError
-from tokenpriority_trainer.ramp import LIMIT, Ramp, is_ramp
 
 if TYPE_CHECKING:
     from trl import SFTConfig
@@ -60,6 +60,17 @@ class DataSection(_Section):
     """The same, for evaluation by plain NLL."""
 
 
+class LocalSection(_Section):
+    """`[priorities.local]`: frozen models beside the student, for methods that read more than a server's numbers."""
+
+    reference: str | None = Field(None, min_length=1)
+    """Folder or hub name of the reference, with the student's tokenizer."""
+    base: str | None = Field(None, min_length=1)
+    """The same for the second frozen model."""
+    refresh: int = Field(8, ge=1)
+    """Optimiser steps between snapshots of the student, for methods that read it as it was (`psft`)."""
+
+
 class PrioritiesSection(_Section):
     """`[priorities]`: where weights come from and how they become a loss."""
 
@@ -75,21 +86,32 @@ class PrioritiesSection(_Section):
     """Its parameters."""
     depth: int = Field(8, ge=1)
     """Batches whose weights are fetched ahead of training."""
+    tokenizers: Literal["same", "project"] = "same"
+    """Whether the server's model must share the student's tokenizer, or its scores are projected through the text."""
     student: str | None = None
     """A positive method of the live student (`dft`) that multiplies positive weights."""
+    student_params: dict[str, Any] = Field(default_factory=dict)
+    """Its parameters."""
+    forget: str | None = None
+    """An unlearning method (`wga`, `npo`) whose weights' sizes multiply negative weights."""
+    forget_params: dict[str, Any] = Field(default_factory=dict)
+    """Its parameters."""
     negatives: Negatives | None = None
     """How negative weights act; the method's own rule by default."""
-    ramp: Ramp | None = Field(None, strict=False)  # TOML has lists, not tuples; the values stay strict
-    """Factor on negative weights, linear over the run from the first value to the second; see `Weighting.of`."""
+    schedule: Schedule | None = None
+    """Factor on weights that follows the run; its default is the method's, see `Weighting.of`."""
+    clip: Clip | None = Field(None, strict=False)  # TOML has lists, not tuples; the values stay strict
+    """Least and greatest weight after the schedule."""
     denominator: Denominator | None = None
     """Which count divides the loss; the method's by default."""
+    local: LocalSection | None = None
 
-    @field_validator("ramp")
+    @field_validator("clip")
     @classmethod
-    def _within_limit(cls, ramp: Ramp | None) -> Ramp | None:
-        if ramp is not None and not is_ramp(ramp):
-            raise PydanticCustomError("ramp", LIMIT)
-        return ramp
+    def _within_limit(cls, clip: Clip | None) -> Clip | None:
+        if clip is not None and not is_clip(clip):
+            raise PydanticCustomError("clip", CLIP_LIMIT)
+        return clip
 
     def api_key(self) -> str | None:
         """The key, None if the variable is not set. Raises ConfigError if it was named but is not set."""

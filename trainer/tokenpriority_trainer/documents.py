@@ -62,23 +62,26 @@ def documents(batch: Mapping[str, Any]) -> list[Document]:
     ]
 
 
-def place(documents: Sequence[Document], values: Sequence[Floats], shape: tuple[int, int]) -> Floats:
+def place(
+    documents: Sequence[Document], values: Sequence[Floats], shape: tuple[int, int], *, what: str = "weight"
+) -> Floats:
     """Per-document values put back where the documents stand: (R, C) float32, exactly 0 on every untrained token.
 
-    `values` holds one array (T,) per document. Raises WeightError, naming the document, if there are fewer or more
-    arrays than documents, an array has another length, or a trained token's value is NaN or infinite.
+    `values` holds one array (T,) per document; `what` they are is said in errors. Raises WeightError, naming the
+    document, if there are fewer or more arrays than documents, an array has another length, or a trained token's value
+    is NaN or infinite.
     """
     if len(values) != len(documents):
-        raise WeightError(f"{len(documents)} documents in the batch but weights for {len(values)}")
+        raise WeightError(f"{len(documents)} documents in the batch but {what}s for {len(values)}")
     out = np.zeros(shape, np.float32)
     for document, value in zip(documents, values, strict=True):
         length = document.end - document.start
         if value.shape != (length,):
-            raise WeightError(f"{document}: {length} tokens but weights of shape {value.shape}")
+            raise WeightError(f"{document}: {length} tokens but {what}s of shape {value.shape}")
         bad = document.trained & ~np.isfinite(value)
         if bad.any():
             token = int(np.argmax(bad))
-            raise WeightError(f"{document}: the weight of its token {token} is {value[token]}")
+            raise WeightError(f"{document}: the {what} of its token {token} is {value[token]}")
         out[document.row, document.start : document.end] = np.where(document.trained, value, 0)
     return out
 

@@ -18,13 +18,14 @@ from torch import Tensor
 from tokenpriority.methods import Denominator, Negatives
 from tokenpriority_trainer.documents import IGNORED
 
-ALL, KEPT, POSITIVE, NEGATIVE = range(4)
+ALL, KEPT, POSITIVE, NEGATIVE, SEQUENCES = range(5)
 """Index of each count in the vector that `count` returns."""
 
 _DIVISORS: dict[Denominator, tuple[int, int]] = {
     "all": (ALL, ALL),
     "kept": (KEPT, KEPT),
     "by_sign": (POSITIVE, NEGATIVE),
+    "sequences": (SEQUENCES, SEQUENCES),
 }
 
 FLOOR = 1e-5
@@ -36,13 +37,15 @@ def shifted(priorities: Tensor) -> Tensor:
     return priorities[:, 1:]
 
 
-def count(labels: Tensor, priorities: Tensor) -> Tensor:
-    """How many tokens a batch trains on: int64 (4,), by ALL valid labels, KEPT (w != 0), POSITIVE and NEGATIVE.
+def count(labels: Tensor, priorities: Tensor, sequences: int) -> Tensor:
+    """What a batch trains on: int64 (5,), by ALL valid labels, KEPT (w != 0), POSITIVE, NEGATIVE, SEQUENCES.
 
-    `labels` and `priorities` are (R, C) and unshifted; priorities are 0 wherever the label is ignored.
+    `labels` and `priorities` are (R, C) and unshifted; priorities are 0 wherever the label is ignored. `sequences` is
+    the number of documents with a valid label.
     """
     valid, weights = shifted(labels) != IGNORED, shifted(priorities)
-    return torch.stack([valid.sum(), (weights != 0).sum(), (weights > 0).sum(), (weights < 0).sum()])
+    documents = torch.tensor(sequences, device=labels.device)
+    return torch.stack([valid.sum(), (weights != 0).sum(), (weights > 0).sum(), (weights < 0).sum(), documents])
 
 
 def unlikelihood(logprob: Tensor) -> Tensor:
@@ -63,31 +66,27 @@ def unlikelihood(logprob: Tensor) -> Tensor:
     return torch.where(rare, low, torch.where(certain, tangent, high))
 
 
+def penalty(logprob: Tensor, negatives: Negatives) -> Tensor:
+    """What a token of weight -1 is charged: -log(1 - p), or log p under `ascent`, which is unbounded below."""
+    return unlikelihood(logprob) if negatives == "unlikelihood" else logprob.float()
+
+
 def weighted_loss(
-    logprob: Tensor, weights: Tensor, counts: Tensor, *, denominator: Denominator, negatives: Negatives
+    positive: Tensor, negative: Tensor, weights: Tensor, counts: Tensor, *, denominator: Denominator
 ) -> Tensor:
     """The loss of one micro-batch, a float32 scalar with gradient.
 
-    `logprob` and `weights` are (R, C - 1), finite, weights 0 where nothing is trained; `counts` are those of `count`,
-    summed over the whole global batch: every micro-batch of the optimiser step, every process. `denominator`
-    chooses which of them divides (never the sum of weights): all -> ALL for both signs, kept -> KEPT for both,
-    by_sign -> POSITIVE and NEGATIVE. `negatives`: unlikelihood charges -log(1 - p); ascent charges log p, plain
-    gradient ascent, unbounded below.
+    `positive` is what a token of weight 1 is charged (its NLL, or the loss of a method that gives losses), `negative`
+    what one of weight -1 is. They and `weights` are (R, C - 1), finite, weights 0 where nothing is trained. `counts`
+    are those of `count`, summed over the whole global batch: every micro-batch of the optimiser step, every process.
+    `denominator` chooses which of them divides (never the sum of weights): all -> ALL for both signs, kept -> KEPT,
+    sequences -> SEQUENCES, by_sign -> POSITIVE and NEGATIVE.
     """
     weights = weights.detach().float()
-    logprob = logprob.float()
-    penalty = unlikelihood(logprob) if negatives == "unlikelihood" else logprob
-    zero = torch.zeros_like(logprob)
-    positive = torch.where(weights > 0, -weights * logprob, zero).sum()
-    negative = torch.where(weights < 0, -weights * penalty, zero).sum()
+    zero = torch.zeros_like(weights)
+    # What is not trained on is charged nothing whatever stands there: 0 * inf is NaN.
+    up = torch.where(weights > 0, weights * positive.float(), zero).sum()
+    down = torch.where(weights < 0, -weights * negative.float(), zero).sum()
     # A sign that no token has sums to 0; its count of 0 must not turn that into 0 / 0.
     of_positive, of_negative = _DIVISORS[denominator]
-    return positive / counts[of_positive].clamp(min=1) + negative / counts[of_negative].clamp(min=1)
-
-
-def ramped(weights: Tensor, ramp: tuple[float, float] | None, progress: float) -> Tensor:
-    """Weights with the negative ones scaled by a factor that runs from ramp[0] to ramp[1] as progress goes 0 to 1."""
-    if ramp is None:
-        return weights
-    factor = ramp[0] + (ramp[1] - ramp[0]) * progress
-    return torch.where(weights < 0, weights * factor, weights)
+    return up / counts[of_positive].clamp(min=1) + down / counts[of_negative].clamp(min=1)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from tokenpriority_trainer.errors import Diverged
+from tokenpriority_trainer.student import Pass
 
 _SUMS = ("nll_pos", "nll_neg", "pos", "neg", "valid", "kept", "weight_pos", "weight_neg", "entropy", "correct")
 
@@ -39,12 +40,13 @@ class SignMetrics:
         """Count the tokens of one micro-batch, padding apart."""
         self._tokens += tokens
 
-    def add(self, outputs: Any, priorities: Tensor, weights: Tensor) -> None:
-        """Add one micro-batch: TRL's fused outputs, the static priorities that give the sign, the weights applied.
+    def add(self, passed: Pass, priorities: Tensor, weights: Tensor) -> None:
+        """Add one micro-batch: the student's pass, the priorities that give the sign, the weights applied.
 
-        All of shape (R, C - 1); `weights` are the priorities after ramp and student factor.
+        Both (R, C - 1); `weights` are the priorities after schedule and clip.
         """
-        nll, mask = -outputs.log_probs.detach(), outputs.label_mask
+        nll, mask = -passed.log_probs.detach(), passed.label_mask
+        entropy = cast(Tensor, passed.evidence.entropy)[:, 1:]
         pos, neg, zero = priorities > 0, priorities < 0, torch.zeros_like(nll)
         sums = (
             torch.where(pos, nll, zero),
@@ -55,8 +57,8 @@ class SignMetrics:
             priorities != 0,
             torch.where(pos, weights, zero),
             torch.where(neg, -weights, zero),
-            torch.where(mask, outputs.entropy.detach(), zero),
-            outputs.is_top1,
+            torch.where(mask, entropy, zero),
+            passed.is_top1,
         )
         self._parts.append(torch.stack([part.sum().float() for part in sums]))
 

@@ -11,6 +11,7 @@ import time
 from contextlib import closing
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from tokenpriority import Client
@@ -19,9 +20,15 @@ from tokenpriority.methods import get_method
 from tokenpriority.schema import ModelInfo
 from tokenpriority_trainer.config import PrioritiesSection
 from tokenpriority_trainer.errors import ConfigError
+from tokenpriority_trainer.surfaces import Surfaces
 
 PROBE = "def f(x: int) -> str:\n\treturn f'{x / 1_0.5:>8}'  # na\u00efve \u65e5\u672c\u8a9e \U0001f642\r\n\n  A != b"
 """Words, numbers, white space and scripts on which two tokenizers hardly ever agree by chance."""
+
+_OTHERWISE = (
+    'the token ids of one would mean nothing to the other; priorities.tokenizers = "project" sends text instead and '
+    "projects the scores"
+)
 
 WAIT_SECONDS = 120.0
 """How long models that are loading are waited for."""
@@ -34,18 +41,25 @@ def check_server(
     """Fingerprint of each model the method will read, by its name on the server.
 
     Waits for models that are loading; those that the run does not use may be in any state. Raises ConfigError if the
-    server does not answer, lacks a model, takes shorter sequences than `max_length`, has fewer tokens than the
-    student's tokenizer or tokenises otherwise; Unavailable if a model failed to load, or loads for more than
-    WAIT_SECONDS; the client's errors if it refuses the method.
+    server does not answer or lacks a model; where tokenizers must be the same, if a model takes shorter sequences than
+    `max_length`, has fewer tokens than the student's tokenizer or tokenises otherwise; where scores are projected, if
+    a model has no tokenizer, the student's is not a fast one, or the method's models tokenise differently. Raises
+    Unavailable if a model failed to load, or loads for more than WAIT_SECONDS; the client's errors if it refuses the
+    method.
     """
     used = [settings.model, *_base(settings)]
     known = wait_for_models(settings, used)
-    for name in used:
-        _check_model(known[name], tokenizer, max_length)
-        if known[name].tokenizer:
-            _check_tokens(client, name, tokenizer)
-    ids = tokenizer(PROBE)["input_ids"]
-    client.score([{"token_ids": ids}], method=settings.method, params=settings.params, model=settings.model)
+    if settings.tokenizers == "project":
+        probe: Any = PROBE
+        Surfaces(tokenizer)  # refuses a tokenizer that is not a fast one
+        _check_projection(client, [known[name] for name in used])
+    else:
+        for name in used:
+            _check_model(known[name], tokenizer, max_length)
+            if known[name].tokenizer:
+                _check_tokens(client, name, tokenizer)
+        probe = {"token_ids": tokenizer(PROBE)["input_ids"]}
+    client.score([probe], method=settings.method, params=settings.params, model=settings.model)
     return {name: known[name].fingerprint for name in used}
 
 
@@ -98,7 +112,7 @@ def _check_model(info: ModelInfo, tokenizer: PreTrainedTokenizerBase, max_length
     if len(tokenizer) > info.vocab_size:
         raise ConfigError(
             f"the student's tokenizer has {len(tokenizer)} tokens, the server's model {info.name!r} only "
-            f"{info.vocab_size}: they must be of one family"
+            f"{info.vocab_size}: {_OTHERWISE}"
         )
     if max_length is not None and max_length > info.max_model_len:
         raise ConfigError(
@@ -113,5 +127,21 @@ def _check_tokens(client: Client, name: str, tokenizer: PreTrainedTokenizerBase)
     if mine != theirs:
         raise ConfigError(
             f"the server's model {name!r} tokenises a probe text into other tokens than the student's tokenizer "
-            f"({len(theirs)} and {len(mine)} tokens): they must be of one family"
+            f"({len(theirs)} and {len(mine)} tokens): {_OTHERWISE}"
         )
+
+
+def _check_projection(client: Client, models: list[ModelInfo]) -> None:
+    """The first model tokenises and says which characters its tokens stand for; the others read those tokens."""
+    for info in models:
+        if not info.tokenizer:
+            raise ConfigError(f"priorities.tokenizers: 'project' needs a tokenizer, which model {info.name!r} has not")
+    first, *others = [(info.name, client.score([PROBE], model=info.name, offsets=True)[0]) for info in models]
+    if first[1].text != PROBE:
+        raise ConfigError(f"priorities.tokenizers: the server's model {first[0]!r} changes the text it tokenises")
+    for name, scores in others:
+        if not np.array_equal(scores.token_ids, first[1].token_ids):
+            raise ConfigError(
+                f"priorities: the server's models {first[0]!r} and {name!r} tokenise a probe text differently, but the "
+                "method reads both"
+            )

@@ -14,15 +14,19 @@ from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig
 
 from tokenpriority import Client
+from tokenpriority.methods import get_method
+from tokenpriority_trainer.alignment import SPANS
 from tokenpriority_trainer.collator import PRIORITIES
 from tokenpriority_trainer.config import Config, PrioritiesSection, training_arguments
 from tokenpriority_trainer.errors import ConfigError
+from tokenpriority_trainer.live import described
 from tokenpriority_trainer.loading import load_model, load_rows, load_tokenizer, lora_config
+from tokenpriority_trainer.local import FrozenCopies
 from tokenpriority_trainer.preflight import check_server
 from tokenpriority_trainer.records import MetricsFile, read_summary, write_summary
 from tokenpriority_trainer.source import ColumnSource, LocalSource, PrioritySource, ServerSource
 from tokenpriority_trainer.trainer import PrioritySFTTrainer
-from tokenpriority_trainer.weighting import Weighting, is_live
+from tokenpriority_trainer.weighting import Weighting
 
 
 def run(config: Config, *, resume: bool = False) -> None:
@@ -36,14 +40,16 @@ def run(config: Config, *, resume: bool = False) -> None:
     checkpoint = _last_checkpoint(folder) if resume else None
     weighting = _weighting(settings)
     tokenizer = load_tokenizer(config.model)
-    with _client(settings) as client:
+    asked = _asked(settings, weighting)
+    with _client(asked, weighting) as client:
         fingerprints: dict[str, str] = {}
         if client is not None:
             client.pin(read_summary(folder).get("fingerprints", {}) if resume else {})
-            fingerprints = check_server(client, settings, tokenizer, args.max_length)
+            fingerprints = check_server(client, asked, tokenizer, args.max_length)
             client.pin(fingerprints)
         trainer = _trainer(config, args, tokenizer, weighting, client)
         facts: dict[str, Any] = {"method": settings.method, "params": settings.params}
+        facts["composition"] = _steps(config, weighting, trainer.priorities)
         facts |= {"fingerprint": fingerprints.get(settings.model), "fingerprints": fingerprints}
         _record(trainer, {"complete": False, **facts})
         result = trainer.train(resume_from_checkpoint=checkpoint)
@@ -59,12 +65,14 @@ def _trainer(
     client: Client | None,
 ) -> PrioritySFTTrainer:
     rows = load_rows("train", config.data.train)
+    asked, local = _asked(config.priorities, weighting), config.priorities.local
     return PrioritySFTTrainer(
         load_model(config.model),
         args,
         rows,
-        priorities=_source(config.priorities, client, rows.column_names),
+        priorities=_source(asked, client, rows.column_names, tokenizer),
         weighting=weighting,
+        local=FrozenCopies(**local.model_dump()) if local is not None else None,
         eval_dataset=load_rows("eval", config.data.eval) if config.data.eval else None,
         processing_class=tokenizer,
         peft_config=lora_config(config.model),
@@ -90,9 +98,28 @@ def _totals(trainer: PrioritySFTTrainer, seconds: float) -> dict[str, Any]:
     }
 
 
-def _client(settings: PrioritiesSection) -> Any:
+def _steps(config: Config, weighting: Weighting, source: PrioritySource) -> list[str]:
+    """The steps of the composition, the static priority by where it comes from."""
+    settings = _asked(config.priorities, weighting)
+    method = get_method(settings.method)
+    static = described(method, method.parse(settings.params))
+    if isinstance(source, ServerSource):
+        static += f" from {settings.model}"
+    elif isinstance(source, ColumnSource):
+        static = f"column {PRIORITIES!r}"
+    return weighting.steps(static, spans=SPANS in load_rows("train", config.data.train).column_names)
+
+
+def _asked(settings: PrioritiesSection, weighting: Weighting) -> PrioritiesSection:
+    """The settings as the source of static weights sees them: 1 throughout where the method itself is live."""
+    return settings if weighting.method is None else settings.model_copy(update={"method": "uniform", "params": {}})
+
+
+def _client(settings: PrioritiesSection, weighting: Weighting) -> Any:
     """The client, as a context that closes it; a context of None where no server is needed."""
-    if settings.url is None or is_live(settings.method, settings.params):
+    copied = settings.local is not None and settings.local.reference is not None
+    read = weighting.method is None or ("reference" in weighting.roles and not copied)
+    if settings.url is None or not read:
         return nullcontext()
     try:
         return closing(Client(settings.url, api_key=settings.api_key(), model=settings.model))
@@ -100,13 +127,21 @@ def _client(settings: PrioritiesSection) -> Any:
         raise ConfigError(f"priorities.{error}") from None
 
 
-def _source(settings: PrioritiesSection, client: Client | None, columns: list[str]) -> PrioritySource:
+def _source(
+    settings: PrioritiesSection, client: Client | None, columns: list[str], tokenizer: PreTrainedTokenizerBase
+) -> PrioritySource:
     if client is not None:
-        return ServerSource(client, settings.method, settings.params, model=settings.model, depth=settings.depth)
+        return ServerSource(
+            client,
+            settings.method,
+            settings.params,
+            model=settings.model,
+            depth=settings.depth,
+            tokenizer=tokenizer if settings.tokenizers == "project" else None,
+        )
     if PRIORITIES in columns:
         return ColumnSource()
-    live = is_live(settings.method, settings.params)
-    return LocalSource() if live else LocalSource(settings.method, settings.params)
+    return LocalSource(settings.method, settings.params)
 
 
 def _weighting(settings: PrioritiesSection) -> Weighting:
@@ -115,8 +150,13 @@ def _weighting(settings: PrioritiesSection) -> Weighting:
         settings.params,
         denominator=settings.denominator,
         negatives=settings.negatives,
-        ramp=settings.ramp,
+        schedule=settings.schedule,
+        clip=settings.clip,
         student=settings.student,
+        student_params=settings.student_params,
+        forget=settings.forget,
+        forget_params=settings.forget_params,
+        local=settings.url is None and settings.local is not None,
     )
 
 

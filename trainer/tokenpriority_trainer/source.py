@@ -6,21 +6,27 @@ A source is one generator: it takes batches and gives each back with one array o
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from tokenpriority.methods import Inputs, get_method, prioritise
-from tokenpriority_trainer.collator import DOCUMENTS, PRIORITIES
+from tokenpriority_trainer.collator import DOCUMENTS, LOGPROBS, PRIORITIES
 from tokenpriority_trainer.documents import Document, Floats
 from tokenpriority_trainer.errors import ConfigError, WeightError
+from tokenpriority_trainer.projector import Projector, projected
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from tokenpriority import Client, Scores
 
 Batch = dict[str, Any]
 Weighed = Generator[tuple[Batch, list[Floats]], None, None]
+
+QUESTIONS = "questions"
+"""Key of a batch under which it carries what was asked about its documents, while it is on its way."""
 
 
 class PrioritySource(Protocol):
@@ -33,7 +39,8 @@ class PrioritySource(Protocol):
         """Each batch, in order, with one float32 array (T,) per entry of its `documents`, in their order.
 
         The values of untrained tokens do not matter. Closing the generator ends whatever it runs. Raises WeightError
-        if a document's weights are missing or belong to other tokens.
+        if a document's weights are missing or belong to other tokens. A source that knows the reference's log-probs
+        leaves them in the batch under LOGPROBS.
         """
         ...
 
@@ -41,7 +48,9 @@ class PrioritySource(Protocol):
 class ServerSource:
     """Asks the scoring server, `depth` batches ahead, in the client's background thread.
 
-    Documents that train nothing are not sent. `model` and `method` are names on the server.
+    Documents that train nothing are not sent. `model` and `method` are names on the server. With the student's
+    `tokenizer` documents are sent as text, and the scores are projected from the tokens that the server's model makes
+    of it (see `projector.py`); without it, as token ids, which must then mean the same to both models.
     """
 
     def __init__(
@@ -52,8 +61,11 @@ class ServerSource:
         *,
         model: str | None = None,
         depth: int = 8,
+        tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         self._client = client
+        self._tokenizer = tokenizer
+        self._projector: Projector | None = None
         self._method, self._params, self._model, self._depth = method, dict(params or {}), model, depth
         self.wait_seconds = 0.0
 
@@ -62,15 +74,33 @@ class ServerSource:
         before = self.wait_seconds
         with self._client.prefetch(
             batches,
-            sequences=_sequences,
+            sequences=self._sequences(),
             method=self._method,
             params=self._params,
             model=self._model,
             depth=self._depth,
+            offsets=self._tokenizer is not None,
         ) as prefetch:
-            for batch, scores in prefetch:
+            for batch, answers in prefetch:
                 self.wait_seconds = before + prefetch.wait_seconds
-                yield batch, _matched(batch[DOCUMENTS], scores)
+                scores = projected(batch.pop(QUESTIONS), answers) if QUESTIONS in batch else answers
+                weights = _matched(batch[DOCUMENTS], scores)
+                batch[LOGPROBS] = _logprobs(batch[DOCUMENTS], scores)
+                yield batch, weights
+
+    def _sequences(self) -> Callable[[Batch], list[dict[str, Any]]]:
+        """What is sent of a batch: its tokens, or its text."""
+        if self._tokenizer is None:
+            return _sequences
+        if self._projector is None:
+            self._projector = Projector(self._client, self._model, self._tokenizer)
+        projector = self._projector
+
+        def texts(batch: Batch) -> list[dict[str, Any]]:
+            batch[QUESTIONS] = [projector.question(document) for document in _wanted(batch[DOCUMENTS])]
+            return [question.sequence for question in batch[QUESTIONS] if question.start is not None]
+
+        return texts
 
 
 class ColumnSource:
@@ -129,6 +159,13 @@ def _matched(documents: list[Document], scores: list[Scores]) -> list[Floats]:
         raise WeightError(f"{len(_wanted(documents))} documents were sent but scores of {len(scores)} came back")
     found = iter(scores)
     return [_checked(document, next(found)) if document.trained.any() else _zeros(document) for document in documents]
+
+
+def _logprobs(documents: list[Document], scores: list[Scores]) -> list[Floats]:
+    """The reference's log-probs by document, for methods that read them too; NaN for a document that was not sent."""
+    found = iter(scores)
+    nothing = [np.full(document.end - document.start, np.nan, np.float32) for document in documents]
+    return [next(found).logprobs if d.trained.any() else none for d, none in zip(documents, nothing, strict=True)]
 
 
 def _checked(document: Document, scores: Scores) -> Floats:

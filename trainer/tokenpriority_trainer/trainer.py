@@ -18,22 +18,38 @@ from trl import SFTConfig, SFTTrainer
 
 from tokenpriority import spans
 from tokenpriority_trainer.alignment import SpanAligner
-from tokenpriority_trainer.checks import check_arguments, check_setting
-from tokenpriority_trainer.collator import DOCUMENTS, EXTRAS, FILL, PRIORITIES, SPAN_PRIORITIES, PriorityCollator
+from tokenpriority_trainer.checks import check_arguments, check_evidence, check_setting
+from tokenpriority_trainer.collator import (
+    DOCUMENTS,
+    EXTRAS,
+    FILL,
+    LOGPROBS,
+    PRIORITIES,
+    SEQUENCES,
+    SPAN_PRIORITIES,
+    PriorityCollator,
+)
 from tokenpriority_trainer.columns import Rows, has_columns, prepare
-from tokenpriority_trainer.documents import IGNORED, place
-from tokenpriority_trainer.errors import NothingToLearn, WeightError
-from tokenpriority_trainer.loss import KEPT, count, ramped, shifted, weighted_loss
+from tokenpriority_trainer.composer import Composer
+from tokenpriority_trainer.deferred import DeferredCount, rescale
+from tokenpriority_trainer.documents import IGNORED, Document, place
+from tokenpriority_trainer.errors import NothingToLearn
+from tokenpriority_trainer.live import TORCH
+from tokenpriority_trainer.local import FrozenCopies
+from tokenpriority_trainer.loss import ALL, KEPT, count, weighted_loss
 from tokenpriority_trainer.metrics import SignMetrics
-from tokenpriority_trainer.ramp import progress
+from tokenpriority_trainer.progress import epoch_steps
+from tokenpriority_trainer.rows import ROWS, layout
 from tokenpriority_trainer.source import Batch, PrioritySource
-from tokenpriority_trainer.weighting import TORCH, Weighting
+from tokenpriority_trainer.student import forward
+from tokenpriority_trainer.weighting import Weighting
 
 
 class PrioritySFTTrainer(SFTTrainer):  # type: ignore[misc]  # TRL publishes no types
     """Supervised fine-tuning in which every token counts by its priority.
 
-    `priorities` says where weights come from, `weighting` how they become a loss; all other arguments are
+    `priorities` says where weights come from, `weighting` how they become a loss, `local` which frozen models stand
+    beside the student for methods that read more than a server's numbers; all other arguments are
     SFTTrainer's, without those that would replace the collator or the loss. Evaluation stays plain NLL. Raises
     ConfigError for settings under which weights would be ignored or counted wrongly.
     """
@@ -50,17 +66,24 @@ class PrioritySFTTrainer(SFTTrainer):  # type: ignore[misc]  # TRL publishes no 
         *,
         priorities: PrioritySource,
         weighting: Weighting | None = None,
+        local: FrozenCopies | None = None,
         **rest: Any,
     ) -> None:
         check_arguments(args, train_dataset, priorities, rest)
         self.priorities = priorities
         self.weighting = weighting or Weighting()
+        self.local = local or FrozenCopies()
+        check_evidence(self.weighting, priorities, self.local)
         self.sign_metrics = SignMetrics()
+        self._composer = Composer(self.weighting, self.local)
+        self._deferred = DeferredCount()
         self._stream_of: Iterator[Batch] | None = None
         self._stream: Generator[Batch, None, None] | None = None
         super().__init__(model=model, args=args, train_dataset=train_dataset, **rest)
         check_setting(self)
         self.data_collator = PriorityCollator(**vars(self.data_collator))
+        roles = (role for role in self.weighting.roles if role == "old" or role in self.local.roles)
+        self.local.load(roles, self.model, self._tokenizer)
 
     def _prepare_dataset(
         self, dataset: Rows, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
@@ -100,6 +123,8 @@ class PrioritySFTTrainer(SFTTrainer):  # type: ignore[misc]  # TRL publishes no 
         if epoch_iterator is not self._stream_of:
             self._close_stream()
             self._stream_of, self._stream = epoch_iterator, self._weighted(epoch_iterator)
+        self._deferred.clear()
+        self.local.begin_step(self.state.global_step, self.model)
         samples: tuple[list[Batch], Tensor] = super().get_batch_samples(self._stream, num_batches, device)
         return samples
 
@@ -109,17 +134,32 @@ class PrioritySFTTrainer(SFTTrainer):  # type: ignore[misc]  # TRL publishes no 
         self._stream_of = self._stream = None
 
     def _weighted(self, batches: Iterator[Batch]) -> Generator[Batch, None, None]:
-        """Each batch with its final `priorities` in place of our other keys; span labels override the source's."""
+        """Each batch with its static `priorities` and what live methods read, in place of our other keys."""
         with closing(self.priorities.stream(batches)) as stream:
             for batch, values in stream:
-                found, ids, labels = batch.pop(DOCUMENTS), batch["input_ids"], batch["labels"]
-                weights = torch.from_numpy(place(found, values, tuple(ids.shape))).to(ids.device)
-                if SPAN_PRIORITIES in batch:
-                    trained = labels != IGNORED
-                    trained[:, 0] = False
-                    weights = spans.apply(weights, batch.pop(SPAN_PRIORITIES), trained, xp=TORCH)
+                found: list[Document] = batch.pop(DOCUMENTS)
+                shape, device = tuple(batch["input_ids"].shape), batch["input_ids"].device
+                weights = torch.from_numpy(place(found, values, shape)).to(device)
+                extras: Batch = {PRIORITIES: self._labelled(weights, batch)}
+                logprobs = batch.pop(LOGPROBS, None)
+                if "reference" in self.weighting.roles and logprobs is not None:
+                    placed = place(found, logprobs, shape, what="reference's log-prob")
+                    extras[LOGPROBS] = torch.from_numpy(placed).to(device)
+                if self.weighting.live:
+                    extras[ROWS] = layout(found, shape).to(device)
+                extras[SEQUENCES] = sum(bool(document.trained.any()) for document in found)
                 self.sign_metrics.see(sum(document.end - document.start for document in found))
-                yield {**batch, PRIORITIES: weights}
+                yield {**batch, **extras}
+
+    def _labelled(self, weights: Tensor, batch: Batch) -> Tensor:
+        """Static weights with the caller's labels laid over, or with the signs of a method that reads them itself."""
+        labels = batch.get(SPAN_PRIORITIES)
+        trained = batch["labels"] != IGNORED
+        trained[:, 0] = False
+        if self.weighting.method is not None and self.weighting.labels_inside:
+            signed = self.weighting.method.signs(weights, labels)
+            return torch.where(trained, signed, torch.zeros_like(signed))
+        return weights if labels is None else spans.apply(weights, labels, trained, xp=TORCH)
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Tensor | None:
         """The counts of `loss.count` over the whole global batch: every micro-batch of the step, every process.
@@ -128,8 +168,8 @@ class PrioritySFTTrainer(SFTTrainer):  # type: ignore[misc]  # TRL publishes no 
         """
         if not batch_samples:
             return None
-        local = torch.stack([count(batch["labels"], batch[PRIORITIES]) for batch in batch_samples]).sum(0).to(device)
-        counts: Tensor = self.accelerator.reduce(local)
+        each = [count(batch["labels"], batch[PRIORITIES], batch[SEQUENCES]) for batch in batch_samples]
+        counts: Tensor = self.accelerator.reduce(torch.stack(each).sum(0).to(device))
         if counts[KEPT] == 0:
             raise NothingToLearn(
                 f"step {self.state.global_step + 1}: all {int(counts[0])} trained tokens of the global batch have "
@@ -145,34 +185,46 @@ class PrioritySFTTrainer(SFTTrainer):  # type: ignore[misc]  # TRL publishes no 
         if not self.model.training:
             return super().compute_loss(model, batch, return_outputs, num_items_in_batch)
         assert num_items_in_batch is not None  # Trainer passes on what _get_num_items_in_batch returned
-        router = {"output_router_logits": True} if self.aux_loss_enabled else {}
-        outputs = model(**batch, **router, use_cache=False, fused_lm_head=True)
-        priorities = shifted(inputs[PRIORITIES])
-        if outputs.log_probs.shape != priorities.shape:
-            raise WeightError(
-                f"the model scored {tuple(outputs.log_probs.shape)} positions, weights are for "
-                f"{tuple(priorities.shape)}; adapters that add virtual tokens are not supported"
-            )
-        weights = self._applied(outputs, priorities)
-        self.sign_metrics.add(outputs, priorities, weights)
         rule = self.weighting
-        loss = weighted_loss(
-            outputs.log_probs, weights, num_items_in_batch, denominator=rule.denominator, negatives=rule.negatives
+        passed = forward(
+            model,
+            batch,
+            signals=rule.reads("student"),
+            distribution=rule.reads_distribution("student"),
+            router=self.aux_loss_enabled,
         )
+        made = self._composer(inputs, passed, self._factor())
+        self.sign_metrics.add(passed, made.decided, made.weights)
+        if rule.deferred:
+            self._deferred.add_kept(made.decided)
+        denominator = "all" if rule.deferred else rule.denominator
+        loss = weighted_loss(made.positive, made.negative, made.weights, num_items_in_batch, denominator=denominator)
         loss = loss * self.accelerator.num_processes  # the counts are global and gradients are averaged over processes
         if self.aux_loss_enabled:
             # A mean per micro-batch, as TRL adds it: averaged over the step's micro-batches.
-            loss = loss + self.router_aux_loss_coef * outputs.aux_loss / self.current_gradient_accumulation_steps
+            loss = loss + self.router_aux_loss_coef * passed.aux_loss / self.current_gradient_accumulation_steps
         return loss
 
-    def _applied(self, outputs: Any, priorities: Tensor) -> Tensor:
-        """The weights of this step: priorities after the ramp on negatives and the student's factor on positives."""
-        rule = self.weighting
-        weights = ramped(priorities, rule.ramp, progress(self.state.global_step, self.state.max_steps))
-        if rule.student is None:
-            return weights
-        factor = rule.student(outputs.log_probs, outputs.entropy, outputs.label_mask)
-        return torch.where(weights > 0, weights * factor, weights)
+    def training_step(self, model: Any, inputs: Batch, num_items_in_batch: Tensor | None = None) -> Tensor:
+        """TRL's step; the last of an optimiser step brings in a denominator that only the forward passes gave."""
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        if not self.weighting.deferred:
+            return loss
+        assert num_items_in_batch is not None
+        self._deferred.add_loss(loss)
+        if not self.accelerator.sync_gradients:
+            return loss
+        ratio = num_items_in_batch[ALL] / self._deferred.kept(self.accelerator).clamp(min=1)
+        rescale(model.parameters(), ratio)
+        return loss + self._deferred.correction(ratio)
+
+    def _factor(self) -> float:
+        """The schedule's factor at this optimiser step."""
+        schedule = self.weighting.schedule
+        if schedule is None:
+            return 1.0
+        epoch = epoch_steps(self.callback_handler.train_dataloader, self.args.gradient_accumulation_steps)
+        return schedule.factor(self.state.global_step, self.state.max_steps, epoch_steps=epoch)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log with our metrics beside TRL's."""

@@ -1,82 +1,64 @@
-"""How priorities become a loss: denominator, rule for negatives, ramp and the live student's factor.
+"""How priorities become a loss: live methods, schedule, clip, rule for negatives, denominator.
 
-Knows the choices and their defaults, which are the method's own. Knows nothing of tensors beyond the one factor that
-only the forward pass can give.
+Knows the choices, their defaults, which are the method's own, and which go together; names every step. Knows nothing of
+tensors: `live.py` applies methods, `tokenpriority.composition` schedule and clip, `loss.py` the rest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Self
 
-import array_api_compat.torch as torch_namespace
-import numpy as np
-from torch import Tensor
+from pydantic import ValidationError
 
-from tokenpriority.arrays import Namespace
-from tokenpriority.errors import TokenPriorityError
-from tokenpriority.evidence import Evidence
-from tokenpriority.methods import Denominator, Inputs, Method, Negatives, Params, get_method, prioritise
+from tokenpriority.composition import ASCENT, CLIP_LIMIT, Clip, Schedule, is_clip
+from tokenpriority.methods import Denominator, Method, Negatives, Role, get_method
 from tokenpriority_trainer.errors import ConfigError
-from tokenpriority_trainer.ramp import ASCENT_RAMP, LIMIT, Ramp, is_ramp
-
-TORCH = cast(Namespace, torch_namespace)
-
-
-@dataclass(frozen=True, slots=True)
-class StudentFactor:
-    """A positive method of the live student, computed in the forward pass from its logprob and entropy.
-
-    The factor multiplies positive weights: it says how much of a token there is to learn. Negative weights are left
-    alone; how hard a token is pushed down is the business of the rule for negatives.
-    """
-
-    method: Method
-    params: Params
-
-    @classmethod
-    def of(cls, name: str, params: Mapping[str, Any] | None = None) -> StudentFactor:
-        """The factor of a registered method. Raises ConfigError if the student alone cannot supply it."""
-        method = get_method(name)
-        if method.sign != "positive" or method.scope != "token":
-            raise ConfigError(f"student: {name!r} is {method.sign} and of scope {method.scope}, not positive per token")
-        source = {"source": "student"} if "source" in method.params.model_fields else {}
-        factor = cls(method, method.parse({**source, **(params or {})}))
-        if method.needs(factor.params) != ("student",):
-            raise ConfigError(f"student: {name!r} does not read the live student")
-        value = np.full(1, -1.0, np.float32)
-        try:
-            prioritise(method, factor.params, Inputs(np.ones(1, np.bool_), student=Evidence(value, -value)), xp=np)
-        except TokenPriorityError as error:
-            raise ConfigError(f"student: {name!r} needs more than logprob and entropy: {error}") from None
-        return factor
-
-    def __call__(self, logprob: Tensor, entropy: Tensor, mask: Tensor) -> Tensor:
-        """The factor of each token, shape of `logprob`, without gradient; 0 where the mask is False."""
-        student = Evidence(logprob.detach(), entropy.detach())
-        return cast(Tensor, prioritise(self.method, self.params, Inputs(mask, student=student), xp=TORCH))
+from tokenpriority_trainer.live import LiveMethod, Part, is_live
 
 
 @dataclass(frozen=True, slots=True)
 class Weighting:
     """How the trainer turns priorities into a loss; see `loss.py` for the equation.
 
-    Raises ConfigError for a ramp that is not two finite numbers >= 0, not both 0.
+    Raises ConfigError for a clip out of its limit or parts that do not go together.
     """
 
     denominator: Denominator = "all"
     """Which count of the global batch divides."""
     negatives: Negatives = "unlikelihood"
     """How a negative weight acts."""
-    ramp: Ramp | None = None
-    """Factor on negative weights, linear over all optimiser steps of the run; None for 1 throughout."""
-    student: StudentFactor | None = None
+    schedule: Schedule | None = None
+    """Factor that follows the run; None for 1 throughout."""
+    clip: Clip | None = None
+    """Bounds of the weight after the schedule; None for none."""
+    student: LiveMethod | None = None
     """Live factor on positive weights."""
+    forget: LiveMethod | None = None
+    """Live factor on negative weights."""
+    method: LiveMethod | None = None
+    """The method itself, where it is computed in the forward pass."""
 
     def __post_init__(self) -> None:
-        if self.ramp is not None and not is_ramp(self.ramp):
-            raise ConfigError(f"ramp: {LIMIT}, got {self.ramp!r}")
+        if self.clip is not None and not is_clip(self.clip):
+            raise ConfigError(f"clip: {CLIP_LIMIT}, got {self.clip!r}")
+        own = self.method
+        if own is None:
+            return
+        name = own.method.name
+        if self.student is not None:
+            raise ConfigError(f"student: method {name!r} is computed in the forward pass already")
+        if self.forget is not None and own.method.labels == "inside":
+            raise ConfigError(f"forget: method {name!r} is an unlearning method itself")
+        if own.method.loss is None and own.method.sign == "signed" and own.method.labels == "over":
+            if self.forget is not None:
+                raise ConfigError(f"forget: method {name!r} gives its own negative weights in the forward pass")
+            if self.denominator == "by_sign":
+                raise ConfigError(
+                    f"denominator: 'by_sign' needs signs that are known before the forward pass, but {name!r} decides "
+                    "them in it; take its weights from a server or a column, or another denominator"
+                )
 
     @classmethod
     def of(
@@ -86,38 +68,108 @@ class Weighting:
         *,
         denominator: Denominator | None = None,
         negatives: Negatives | None = None,
-        ramp: Ramp | None = None,
+        schedule: Schedule | Mapping[str, Any] | None = None,
+        clip: Clip | None = None,
         student: str | None = None,
-    ) -> Weighting:
+        student_params: Mapping[str, Any] | None = None,
+        forget: str | None = None,
+        forget_params: Mapping[str, Any] | None = None,
+        local: bool = False,
+    ) -> Self:
         """The method's own weighting with the given parts replaced.
 
-        A method's ramp belongs to its rule for negatives and goes when that is replaced; ascent without a ramp of the
-        caller or the method gets ASCENT_RAMP. A method of the live student (`dft`) is itself the student factor.
-        Raises NotFound or InvalidParameter for an unknown method or parameter, ConfigError for a student factor or a
-        ramp that cannot be.
+        A method's schedule belongs to its rule for negatives and goes when that is replaced; ascent that is nobody's
+        own rule gets `composition.ASCENT`. A method of the live student is computed in the forward pass; with `local`,
+        so is one of frozen models, whose copies the trainer then has. Raises NotFound or InvalidParameter for an
+        unknown method or parameter, ConfigError for parts that cannot be or do not go together.
         """
         chosen = get_method(method)
-        live = is_live(method, params)
-        if live and student is not None:
-            raise ConfigError(f"student: method {method!r} is a factor of the live student already")
-        factor = StudentFactor.of(method, params) if live else None
-        rule = negatives or chosen.negatives
+        chosen.parse(params)
+        live = is_live(method, params) or (local and bool(chosen.needs(chosen.parse(params))))
+        down = LiveMethod.of("forget", forget, forget_params) if forget is not None else None
+        for part, name, given in (("student", student, student_params), ("forget", forget, forget_params)):
+            if name is None and given:
+                raise ConfigError(f"{part}_params: goes with {part}, which is not set")
+        rule = negatives or (down.method.negatives if down is not None else chosen.negatives)
         return cls(
             denominator=denominator or chosen.denominator,
             negatives=rule,
-            ramp=ramp if ramp is not None else _default_ramp(chosen, rule),
-            student=StudentFactor.of(student) if student is not None else factor,
+            schedule=_parsed(schedule) or _default_schedule(chosen if down is None else down.method, rule),
+            clip=clip,
+            student=LiveMethod.of("student", student, student_params) if student is not None else None,
+            forget=down,
+            method=LiveMethod.of("method", method, params) if live else None,
         )
 
+    @property
+    def live(self) -> tuple[tuple[Part, LiveMethod], ...]:
+        """The parts computed in the forward pass, in the order they are applied."""
+        parts: tuple[tuple[Part, LiveMethod | None], ...] = (
+            ("method", self.method),
+            ("student", self.student),
+            ("forget", self.forget),
+        )
+        return tuple((part, each) for part, each in parts if each is not None)
 
-def _default_ramp(method: Method, negatives: Negatives) -> Ramp | None:
-    """The method's ramp under its own rule for negatives; else ASCENT_RAMP for ascent, which is unbounded."""
-    if negatives == method.negatives and method.ramp is not None:
-        return method.ramp
-    return ASCENT_RAMP if negatives == "ascent" else None
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """Whose evidence or distribution the live parts read."""
+        return tuple(dict.fromkeys(role for _, each in self.live for role in each.roles))
+
+    @property
+    def deferred(self) -> bool:
+        """Whether the denominator is known only after the forward passes: live weights decide what is kept."""
+        return self.denominator == "kept" and any(each.method.loss is None for _, each in self.live)
+
+    def reads(self, role: Role) -> tuple[str, ...]:
+        """The signals the live parts read of a role."""
+        return tuple(dict.fromkeys(name for _, each in self.live for name in each.signals(role)))
+
+    def reads_distribution(self, role: Role) -> bool:
+        """Whether a live part reads the whole distribution of a role."""
+        return any(role in each.distributions for _, each in self.live)
+
+    @property
+    def labels_inside(self) -> bool:
+        """Whether the method reads the caller's labels itself, so that they are not laid over its weights."""
+        return self.method is not None and self.method.method.labels == "inside"
+
+    def steps(self, static: str, *, spans: bool) -> list[str]:
+        """Every step from priority to loss, in order, with versions and parameters.
+
+        `static` says where the static priority comes from, `spans` whether the data has labels.
+        """
+        steps = [f"priority: {static}"]
+        if self.method is not None:
+            kind = "loss" if self.method.method.loss is not None else "weight"
+            steps.append(f"live {kind}: {self.method}")
+        if spans:
+            steps.insert(2 if self.labels_inside else 1, "labels: " + self._labels())
+        steps += [f"student factor: {self.student}"] if self.student is not None else []
+        steps += [f"forget factor: {self.forget}"] if self.forget is not None else []
+        steps += [f"schedule: {self.schedule}"] if self.schedule is not None else []
+        steps += [f"clip: [{self.clip[0]:g}, {self.clip[1]:g}]"] if self.clip is not None else []
+        own_loss = self.labels_inside and self.method is not None and self.method.method.loss is not None
+        steps.append("negatives: the method's own loss" if own_loss else f"negatives: {self.negatives}")
+        return [*steps, f"denominator: {self.denominator}"]
+
+    def _labels(self) -> str:
+        return f"read by {self.method.method.name}" if self.labels_inside and self.method else "spans laid over"
 
 
-def is_live(method: str, params: Mapping[str, Any] | None = None) -> bool:
-    """Whether these parameters make the method read the live student."""
-    chosen = get_method(method)
-    return "student" in chosen.needs(chosen.parse(params))
+def _parsed(schedule: Schedule | Mapping[str, Any] | None) -> Schedule | None:
+    if schedule is None or isinstance(schedule, Schedule):
+        return schedule
+    try:
+        return Schedule.model_validate(dict(schedule))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in ("schedule", *first["loc"]))
+        raise ConfigError(f"{key}: {first['msg']}, got {first['input']!r}") from None
+
+
+def _default_schedule(method: Method, negatives: Negatives) -> Schedule | None:
+    """The method's own schedule under its own rule for negatives; else ASCENT for ascent, which is unbounded."""
+    if negatives == method.negatives:
+        return method.schedule
+    return ASCENT if negatives == "ascent" else None

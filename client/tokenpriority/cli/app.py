@@ -54,11 +54,19 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 @app.command()
 def methods(
     as_json: Annotated[bool, typer.Option("--json", help="All fields, as GET /v1/methods answers.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="The tables of the README.")] = False,
 ) -> None:
-    """List the priority methods with their sign, equation, parameters and source."""
-    from tokenpriority.cli.methods import print_methods
+    """List the priority methods: what each reads, its weight, parameters and source, and how it was verified."""
+    from tokenpriority.cli import methods
 
-    print_methods(as_json)
+    if as_json and as_markdown:
+        raise typer.BadParameter("goes without --json", param_hint="--markdown")
+    if as_json:
+        methods.print_json()
+    elif as_markdown:
+        methods.print_markdown()
+    else:
+        methods.print_tables()
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """`tokenpriority methods`: what can be asked for.
 
-Knows how the registry is printed, as a table for people or as JSON for programs.
+Knows how the registry is printed: as tables for people, as JSON for programs, as Markdown for documents. The rows are
+`methods/table.py`'s.
 """
 
 from __future__ import annotations
@@ -11,21 +12,41 @@ from rich.table import Column, Table
 
 from tokenpriority import wire
 from tokenpriority.methods import describe
-from tokenpriority.schema import MethodInfo
+from tokenpriority.methods.table import groups, markdown
 
 
-def print_methods(as_json: bool) -> None:
-    """Print every method of this package."""
-    listed = describe()
-    if as_json:
-        typer.echo(wire.encode(listed, wire.JSON).decode())
-        return
-    table = Table(Column("method", no_wrap=True), "sign", "reads", "priority", "parameters", "source", show_lines=True)
-    for method in listed.methods:
-        table.add_row(method.name, method.sign, method.source, method.equation, _parameters(method), method.citation)
-    Console(soft_wrap=False).print(table, markup=False)
+def print_json() -> None:
+    """Print every field of every method of this package."""
+    typer.echo(wire.encode(describe(), wire.JSON).decode())
 
 
-def _parameters(method: MethodInfo) -> str:
-    """`name=default` of each parameter, one a line."""
-    return "\n".join(f"{name}={field.get('default')}" for name, field in method.params.get("properties", {}).items())
+def print_markdown() -> None:
+    """Print the registry as Markdown."""
+    typer.echo(markdown(), nl=False)
+
+
+def print_tables() -> None:
+    """Print one table per group of methods."""
+    console = Console(soft_wrap=False)
+    for title, rows in groups():
+        table = Table(
+            Column("method", no_wrap=True),
+            "family, sign, scope",
+            "reads, runs on",
+            "weight, divided by",
+            "parameters",
+            "source, verified by",
+            show_lines=True,
+            title=title,
+            title_justify="left",
+        )
+        for row in rows:
+            table.add_row(
+                row.name,
+                f"{row.family}\n{row.sign}\n{row.scope}",
+                f"{row.reads}\n{row.runs_on.replace('`', '')}",
+                f"{row.weight}\n/ {row.divided_by}",
+                "\n".join(row.parameters),
+                f"{row.citation}\n{row.verified}",
+            )
+        console.print(table, markup=False)

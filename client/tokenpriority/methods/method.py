@@ -15,6 +15,7 @@ from typing import Any, Literal, cast
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tokenpriority.arrays import Array, Namespace
+from tokenpriority.composition import Schedule
 from tokenpriority.errors import EngineFault, InvalidParameter, shown
 from tokenpriority.methods.inputs import Inputs, Role
 
@@ -80,10 +81,12 @@ class Method:
     statistic: Formula | None = None
     """What a dataset-scope method ranks tokens by; calibration takes its exact quantile."""
     negatives: Negatives = "unlikelihood"
-    ramp: tuple[float, float] | None = None
-    """Factor on negative priorities, linear over the training run from the first value to the second."""
+    schedule: Schedule | None = None
+    """Factor on priorities over the training run; it belongs to the method's own rule for negatives."""
     labels: Literal["over", "inside"] = "over"
     """Whether the caller's signed labels are laid over the priorities, or were read by the formula itself."""
+    reads_prompt: bool = False
+    """Whether the formula must know which tokens are the prompt."""
 
     @property
     def body(self) -> Formula:
@@ -107,7 +110,8 @@ class Method:
         try:
             return self.params.model_validate(dict(params or {}))
         except ValidationError as error:
-            first = error.errors()[0]
+            # A misspelt name first: that its right spelling is missing follows from it.
+            first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
             name = ".".join(str(part) for part in ("method", "params", *first["loc"]))
             known = ", ".join(self.params.model_fields) or "none"
             hint = f" (parameters of {self.name}: {known})" if first["type"] == "extra_forbidden" else ""

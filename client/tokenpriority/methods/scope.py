@@ -52,6 +52,25 @@ def mean(values: Array, mask: Array, *, axis: Axis = -1, xp: Namespace) -> Array
     return total(values, mask, axis=axis, xp=xp) / xp.maximum(number, xp.ones_like(number))
 
 
+def over_mean(values: Array, mask: Array, *, axis: Axis = -1, xp: Namespace) -> Array:
+    """Values >= 0 divided by their mean over the True entries; 0 where that mean is 0, never 0 / 0."""
+    divisor = mean(values, mask, axis=axis, xp=xp)
+    return xp.where(divisor > 0, values / xp.where(divisor > 0, divisor, xp.ones_like(divisor)), xp.zeros_like(values))
+
+
+def median(values: Array, mask: Array, *, axis: Axis = -1, xp: Namespace) -> Array:
+    """Median of the True entries, the lower of the middle two (as `torch.median`), the axis kept with length 1; 0
+    where there is none."""
+    keys = xp.where(mask, values, xp.full_like(values, xp.inf))
+    number = count(mask, axis=axis, xp=xp)
+    shape = number.shape
+    if axis is None:
+        keys, number = xp.reshape(keys, (-1,)), xp.reshape(number, (1,))
+    middle = xp.maximum((number - 1) // 2, xp.zeros_like(number))
+    found = xp.take_along_axis(xp.sort(keys, axis=-1), middle, axis=-1)
+    return xp.reshape(xp.where(number > 0, found, xp.zeros_like(found)), shape)
+
+
 def descending_rank(score: Array, mask: Array, *, axis: Axis = -1, xp: Namespace) -> Array:
     """0-based rank of each masked-in score, highest first, int64 of the mask's shape; masked-out entries rank last."""
     keys = xp.where(mask, -score, xp.full_like(score, xp.inf))

@@ -19,6 +19,7 @@ class PriftMassParams(Params):
     ties: Literal["strict", "inclusive"] = "strict"
     """`strict` counts the token itself only (the authors' code); `inclusive` all tokens tied with it (their README)."""
     source: Source = "reference"
+    """Whose distribution is read; the authors' is the student's own starting checkpoint, frozen."""
 
 
 def prift_mass(inputs: Inputs, params: PriftMassParams, *, xp: Namespace) -> Array:
@@ -27,6 +28,9 @@ def prift_mass(inputs: Inputs, params: PriftMassParams, *, xp: Namespace) -> Arr
     u_t = sum of q(v) over q(v) < q(y_t), plus q(y_t)  =  1 - mass_above - mass_tied  (strict)
     u_t = sum of q(v) over q(v) <= q(y_t)              =  1 - mass_above              (inclusive)
     w_t = 1[u_t >= tau]
+
+    The sums run over the whole vocabulary: top-k log-probs do not hold them. The divisor is the number of all scored
+    tokens, kept or not, as in the authors' code.
     """
     evidence = inputs.evidence(params.source)
     mass = 1 - evidence.signal("mass_above")

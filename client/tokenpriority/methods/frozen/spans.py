@@ -19,7 +19,9 @@ class SpansParams(Params):
 def spans(inputs: Inputs, params: SpansParams, *, xp: Namespace) -> Array:
     """Take the caller's signed labels alone; scored tokens outside every span get `outside`.
 
-    The labels themselves are laid over the result of any method, this one too, by `spans.apply`.
+    The labels themselves are laid over the result of any method, this one too, by `tokenpriority.spans.apply`. With
+    one span of priority 1 over the final answer this is the second stage of SFTKey (arXiv 2512.21017, from the paper;
+    the first is `uniform`), whose divisor is not known: here it is the number of tokens of non-zero priority.
     """
     return xp.astype(inputs.mask, xp.float64) * params.outside
 

@@ -14,12 +14,14 @@ class PriftProbParams(Params):
     """Whose probability weighs the token."""
 
     source: Source = "reference"
+    """The frozen reference's, as in PriFT, or the live student's, which is DFT."""
 
 
 class DftParams(Params):
     """Whose probability weighs the token."""
 
     source: Source = "student"
+    """The live student's, as in DFT, or the frozen reference's, which is PriFT-prob."""
 
 
 def probability(inputs: Inputs, params: PriftProbParams | DftParams, *, xp: Namespace) -> Array:

@@ -1,0 +1,120 @@
+"""A model's forward pass over a batch: log-probabilities, the signals asked for, whole distributions if need be.
+
+Knows the two ways through the student, TRL's fused lm head and the model's own logits, and keeps to the first where
+that gives all that is read. Knows nothing of methods or weights.
+
+Shapes: R rows, C columns of the batch; n trained tokens; V vocabulary. What is (R, C - 1) speaks of token i + 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenpriority.distribution import evidence_of
+from tokenpriority.evidence import Evidence
+from tokenpriority_trainer.documents import IGNORED
+from tokenpriority_trainer.errors import WeightError
+from tokenpriority_trainer.live import TORCH
+
+FUSED = frozenset({"logprob", "entropy"})
+"""The signals TRL's fused lm head gives."""
+
+CHUNK_BYTES = 1 << 26
+"""About how much of a distribution is looked at together: its float32 copy and some temporaries of that size."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pass:
+    """What the student says of a batch."""
+
+    log_probs: Tensor
+    """(R, C - 1), with gradient; 0 where the label is ignored."""
+    label_mask: Tensor
+    """(R, C - 1) boolean, False where the label is ignored."""
+    is_top1: Tensor
+    """(R, C - 1), whether the label is the likeliest token; 0 or False where it is ignored."""
+    evidence: Evidence
+    """(R, C) on the tokens' own positions, float32, without gradient; 0 where the label is ignored."""
+    logits: Tensor | None = None
+    """(R, C, V) with gradient, from the pass that builds them."""
+    aux_loss: Tensor | None = None
+    """The routers' loss of a mixture of experts."""
+
+
+def forward(model: Any, batch: Mapping[str, Any], *, signals: Iterable[str], distribution: bool, router: bool) -> Pass:
+    """The student's pass over a batch. `entropy` is always among its evidence, since it is reported.
+
+    Raises WeightError if the model scores other positions than the batch has.
+    """
+    options = {"use_cache": False, **({"output_router_logits": True} if router else {})}
+    wanted = {"entropy", *signals}
+    if wanted <= FUSED and not distribution:
+        out = model(**batch, **options, fused_lm_head=True)
+        _check_width(out.log_probs.shape[1] + 1, batch["labels"])
+        evidence = Evidence(logprob=_unshifted(out.log_probs.detach()), entropy=_unshifted(out.entropy.detach()))
+        return Pass(out.log_probs, out.label_mask, out.is_top1, evidence, aux_loss=getattr(out, "aux_loss", None))
+    out = model(**{key: value for key, value in batch.items() if key != "labels"}, **options)
+    _check_width(out.logits.shape[1], batch["labels"])
+    return _from_logits(out, batch["labels"], wanted - {"logprob"})
+
+
+def frozen_evidence(logits: Tensor, labels: Tensor, signals: Iterable[str]) -> Evidence:
+    """Evidence (R, C) of the trained tokens from logits (R, C, V), without gradient, float32; 0 elsewhere."""
+    mask = labels[:, 1:] != IGNORED
+    found, _ = _signals(logits[:, :-1][mask], labels[:, 1:][mask], signals)
+    return Evidence(**{name: _scattered(values, mask) for name, values in found.items()})
+
+
+def _check_width(columns: int, labels: Tensor) -> None:
+    if columns != labels.shape[1]:
+        raise WeightError(
+            f"the model scored {columns} positions, weights are for {labels.shape[1]}; adapters that add virtual "
+            "tokens are not supported"
+        )
+
+
+def _from_logits(out: Any, labels: Tensor, names: set[str]) -> Pass:
+    targets = labels[:, 1:]
+    mask = targets != IGNORED
+    picked = out.logits[:, :-1][mask]
+    # With no trained token at all an empty sum keeps the loss connected to the model.
+    log_probs = -torch.nn.functional.cross_entropy(picked.float(), targets[mask], reduction="none")
+    signals, top1 = _signals(picked, targets[mask], names)
+    signals["logprob"] = log_probs.detach()
+    shape = mask.shape
+    return Pass(
+        log_probs=log_probs.new_zeros(shape).masked_scatter(mask, log_probs),
+        label_mask=mask,
+        is_top1=mask.new_zeros(shape).masked_scatter(mask, top1),
+        evidence=Evidence(**{name: _scattered(values, mask) for name, values in signals.items()}),
+        logits=out.logits,
+        aux_loss=getattr(out, "aux_loss", None),
+    )
+
+
+@torch.no_grad()
+def _signals(picked: Tensor, targets: Tensor, names: Iterable[str]) -> tuple[dict[str, Tensor], Tensor]:
+    """Signals (n,) float32 and whether the target is the likeliest token, from logits (n, V), some rows at a time."""
+    size = max(1, CHUNK_BYTES // (4 * picked.shape[-1]))
+    parts: list[Evidence] = []
+    top1: list[Tensor] = []
+    for logits, ids in zip(picked.detach().split(size), targets.split(size), strict=True):
+        parts.append(evidence_of(logits.float(), ids, names=names, xp=TORCH))
+        top1.append(logits.argmax(-1) == ids)
+    present = [field.name for field in fields(Evidence) if getattr(parts[0], field.name) is not None]
+    return {name: torch.cat([getattr(part, name) for part in parts]) for name in present}, torch.cat(top1)
+
+
+def _scattered(values: Tensor, mask: Tensor) -> Tensor:
+    """(n,) -> (R, C) on the tokens' own positions, 0 elsewhere; `mask` is (R, C - 1)."""
+    return _unshifted(values.new_zeros(mask.shape).masked_scatter(mask, values))
+
+
+def _unshifted(values: Tensor) -> Tensor:
+    """(R, C - 1) on the predicting positions -> (R, C) on the predicted."""
+    return torch.nn.functional.pad(values.float(), (1, 0))
