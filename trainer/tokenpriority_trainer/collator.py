@@ -33,7 +33,11 @@ FILL = {PRIORITIES: 0.0, SPAN_PRIORITIES: math.nan}
 """Every float column and what stands on padding."""
 SEQUENCES = "sequences"
 """Key of the batch under which the number of its documents that train something stands."""
-EXTRAS = (*FILL, DOCUMENTS, LOGPROBS, ROWS, SEQUENCES)
+COMPLETION = "completion_mask"
+"""TRL's column of a dataset of prompts and completions: 1 on the tokens of the completion."""
+PROMPT = "prompt_mask"
+"""Key of the batch under which, where the examples have that column, the tokens of prompts are True."""
+EXTRAS = (*FILL, DOCUMENTS, LOGPROBS, ROWS, SEQUENCES, PROMPT)
 """Keys of a batch that no model takes."""
 
 
@@ -51,6 +55,8 @@ class PriorityCollator(DataCollatorForLanguageModeling):  # type: ignore[misc]  
         for name, fill in FILL.items():
             if any(name in example for example in examples):
                 batch[name] = self._column(examples, name, fill, batch["input_ids"].shape)
+        if all(COMPLETION in example for example in examples):
+            batch[PROMPT] = self._column(examples, COMPLETION, 1.0, batch["input_ids"].shape) == 0
         batch[DOCUMENTS] = documents(batch)
         return batch
 

@@ -16,7 +16,7 @@ from trl.data_utils import get_dataset_column_names
 from trl.trainer.utils import global_then_local_main_first
 
 from tokenpriority_trainer.alignment import SPAN_TOKENS, SPANS, SpanAligner
-from tokenpriority_trainer.collator import FILL, PRIORITIES
+from tokenpriority_trainer.collator import COMPLETION, FILL, PRIORITIES
 from tokenpriority_trainer.documents import IGNORED
 from tokenpriority_trainer.errors import ConfigError, DataError
 from tokenpriority_trainer.truncation import kept, warn_of_losses
@@ -47,7 +47,9 @@ def prepare(
         name = {"name": aligner.dataset_name}
         dataset = dataset.map(_check, with_indices=True, fn_kwargs=name, **_options(dataset, args, "Checking columns"))
         present = get_dataset_column_names(dataset)
-        dataset = dataset.select_columns([name for name in ("input_ids", "labels", *FILL) if name in present])
+        dataset = dataset.select_columns(
+            [name for name in ("input_ids", "labels", COMPLETION, *FILL) if name in present]
+        )
         options = _options(dataset, args, "Counting lost labels")
         warn_of_losses(dataset, args, aligner.dataset_name, options, packing=packing)
         return _shuffled(_pack(dataset, args) if packing else _cut(dataset, args), args)

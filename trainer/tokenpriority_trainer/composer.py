@@ -17,7 +17,7 @@ from torch import Tensor
 from tokenpriority import composition
 from tokenpriority.evidence import Evidence
 from tokenpriority.methods import Inputs, Role
-from tokenpriority_trainer.collator import LOGPROBS, PRIORITIES, SPAN_PRIORITIES
+from tokenpriority_trainer.collator import LOGPROBS, PRIORITIES, PROMPT, SPAN_PRIORITIES
 from tokenpriority_trainer.documents import IGNORED
 from tokenpriority_trainer.errors import WeightError
 from tokenpriority_trainer.live import TORCH
@@ -98,6 +98,7 @@ class Composer:
         return Inputs(
             mask,
             labels=None if labels is None else rows.of(labels),
+            prompt=rows.of(batch[PROMPT]) if PROMPT in batch else None,
             token_ids=rows.of(batch["input_ids"]),
             logits=logits,
             **evidence,

@@ -118,8 +118,9 @@ def described(method: Method, params: Params) -> str:
 
 def is_live(method: str, params: Mapping[str, Any] | None = None) -> bool:
     """Whether a method with these parameters is computed in the trainer: it reads the live student or whole
-    distributions, gives losses, or reads the caller's labels itself."""
+    distributions, gives losses, or reads the caller's labels or which tokens are the prompt."""
     chosen = get_method(method)
     roles = chosen.needs(chosen.parse(params))
     live = "student" in roles or "old" in roles
-    return live or chosen.loss is not None or bool(chosen.distributions) or chosen.labels == "inside"
+    own = chosen.labels == "inside" or chosen.reads_prompt
+    return live or own or chosen.loss is not None or bool(chosen.distributions)

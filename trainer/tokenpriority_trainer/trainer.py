@@ -20,6 +20,7 @@ from tokenpriority import spans
 from tokenpriority_trainer.alignment import SpanAligner
 from tokenpriority_trainer.checks import check_arguments, check_evidence, check_setting
 from tokenpriority_trainer.collator import (
+    COMPLETION,
     DOCUMENTS,
     EXTRAS,
     FILL,
@@ -89,7 +90,7 @@ class PrioritySFTTrainer(SFTTrainer):  # type: ignore[misc]  # TRL publishes no 
         self, dataset: Rows, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
     ) -> Rows:
         """TRL's preparation with our columns carried along."""
-        if not has_columns(dataset):
+        if not (has_columns(dataset) or self.weighting.reads_prompt):
             return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
         whole = copy.copy(args)
         whole.max_length, whole.shuffle_dataset = None, False
@@ -102,7 +103,7 @@ class PrioritySFTTrainer(SFTTrainer):  # type: ignore[misc]  # TRL publishes no 
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        self._signature_columns = list(dict.fromkeys([*(self._signature_columns or []), *FILL]))
+        self._signature_columns = list(dict.fromkeys([*(self._signature_columns or []), COMPLETION, *FILL]))
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as SFTTrainer does; the prefetch is closed however training ends."""

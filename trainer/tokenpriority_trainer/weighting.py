@@ -130,6 +130,11 @@ class Weighting:
         return any(role in each.distributions for _, each in self.live)
 
     @property
+    def reads_prompt(self) -> bool:
+        """Whether a live part must know which tokens are the prompt."""
+        return any(each.method.reads_prompt for _, each in self.live)
+
+    @property
     def labels_inside(self) -> bool:
         """Whether the method reads the caller's labels itself, so that they are not laid over its weights."""
         return self.method is not None and self.method.method.labels == "inside"
