@@ -60,6 +60,8 @@ def test_each_round_is_cleaned_by_the_model_before(
             assert calibration.kept >= tokens // 2
             curve = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
             assert np.mean([point["kept_share"] for point in curve]) == pytest.approx(0.5, abs=0.15)
+            priority = json.loads((folder / "summary.json").read_text())["composition"][0]
+            assert priority.endswith(f"calibrated by {folder / 'calibration.json'}")
             assert str(made[number - 1]) in (folder / "server.toml").read_text()
             fingerprints.add(calibration.fingerprints["base"])
     assert len(fingerprints) == 1, "the base of the score never changes"

@@ -30,7 +30,6 @@ from tokenpriority_trainer.trainer import PrioritySFTTrainer
 from tokenpriority_trainer.weighting import Weighting
 
 LABEL = -1.0
-_FROZEN = "reference"
 
 
 def study(conditions: Conditions, condition: Condition, recipe: Recipe) -> Finding:
@@ -59,14 +58,16 @@ def study(conditions: Conditions, condition: Condition, recipe: Recipe) -> Findi
 def _trainer(conditions: Conditions, condition: Condition, recipe: Recipe, folder: Path) -> PrioritySFTTrainer:
     load: Any = AutoModelForCausalLM.from_pretrained
     weighting = _weighting(recipe)
-    reference = conditions.prepared.frozen[_FROZEN] if _FROZEN in weighting.roles else None
+    frozen: dict[str, Any] = {
+        role: copy.deepcopy(model) for role, model in conditions.prepared.frozen.items() if role in weighting.roles
+    }
     return PrioritySFTTrainer(
         load(conditions.folder / "base", dtype=torch.float32),
         _arguments(conditions, condition, folder),
         _rows(condition, recipe),
         priorities=ColumnSource(),
         weighting=weighting,
-        local=FrozenCopies(reference=copy.deepcopy(reference)),
+        local=FrozenCopies(**frozen),
         processing_class=conditions.prepared.tokenizer,
     )
 
