@@ -96,7 +96,11 @@ class Calibrator:
             raise InvalidParameter(f"method.name: {method} ranks nothing over a dataset, so it needs no calibration")
         given = dict(params or {})
         if "threshold" in given or given.get("scope", "dataset") != "dataset":
-            raise InvalidParameter("method.params: calibrate finds the threshold of the scope 'dataset'; give neither")
+            got = ", ".join(f"{name} = {given[name]!r}" for name in ("scope", "threshold") if name in given)
+            raise InvalidParameter(
+                "method.params: calibrate finds the threshold of the scope 'dataset'; give neither scope nor threshold"
+                f", got {got}"
+            )
         # The parameters are only valid with a threshold, which is not known yet; any number stands in.
         self._params = self._method.parse({**given, "scope": "dataset", "threshold": 0.0})
         self._roles = self._method.needs(self._params)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import anyio
@@ -22,7 +23,8 @@ class GivenUp(Exception):
 async def uncut(work: Coroutine[Any, Any, T], scope: anyio.CancelScope | None = None) -> T:
     """The result of `work`, done in a task of its own, which a cancellation of the caller reaches as anyio's.
 
-    The caller ends when the work has. Raises GivenUp if someone else cancels the `scope`.
+    The caller ends when the work has, however often it is cancelled. Raises GivenUp if someone else cancels the
+    `scope`.
     """
     scope = scope or anyio.CancelScope()
     task = asyncio.create_task(_within(scope, work))
@@ -31,7 +33,9 @@ async def uncut(work: Coroutine[Any, Any, T], scope: anyio.CancelScope | None = 
     except asyncio.CancelledError:
         scope.cancel()
         task.add_done_callback(_retrieved)
-        await asyncio.wait([task])
+        while not task.done():
+            with suppress(asyncio.CancelledError):  # one more: this one is raised at the end
+                await asyncio.wait([task])
         raise
 
 

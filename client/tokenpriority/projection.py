@@ -35,6 +35,9 @@ Floats = np.ndarray[Any, np.dtype[np.floating[Any]]]
 UNIT = 2**32
 """Parts of a character that positions are counted in: integers, so that equal positions are equal exactly."""
 
+LIMIT = 2**22
+"""Most characters of a text: memory grows with them, about 56 bytes each."""
+
 
 def project(
     given: Any,
@@ -56,8 +59,8 @@ def project(
     which the results keep (sums are float64). Each priority lies between the least and the greatest it is the mean of;
     where a token is the same on both sides both numbers are, bit by bit.
 
-    Raises ValueError naming the argument if a shape or dtype is wrong, offsets are negative, end before they start or
-    start before the token before them, or the priority of a scored token is not finite.
+    Raises ValueError naming the argument if a shape or dtype is wrong, offsets are negative, beyond LIMIT, end before
+    they start or start before the token before them, or the priority of a scored token is not finite.
     """
     first, second = _checked(given, "given"), _checked(wanted, "wanted")
     _check_values(len(first), len(second), logprobs, priorities, mask)
@@ -195,9 +198,12 @@ def _checked(offsets: Any, name: str) -> Integers:
         raise ValueError(f"{name}: offsets are integers [tokens, 2], got {array.dtype} of shape {array.shape}")
     pairs: Integers = array.astype(np.int64)
     starts, ends = pairs[:, 0], pairs[:, 1]
-    if (starts < 0).any() or (ends < starts).any() or (ends > 2**30).any():
-        token = int(np.argmax((starts < 0) | (ends < starts) | (ends > 2**30)))
-        raise ValueError(f"{name}: token {token}: offsets are 0 <= start <= end <= 2**30, got {pairs[token].tolist()}")
+    wrong = (starts < 0) | (ends < starts) | (ends > LIMIT)
+    if wrong.any():
+        token = int(np.argmax(wrong))
+        raise ValueError(
+            f"{name}: token {token}: offsets are 0 <= start <= end <= {LIMIT} characters, got {pairs[token].tolist()}"
+        )
     filled = np.flatnonzero(ends > starts)
     back = np.diff(starts[filled]) < 0
     if back.any():

@@ -140,8 +140,8 @@ class Door:
 
 def _check_runs_here(method: Method, params: Params) -> None:
     """Raises InvalidParameter if the method reads what only a trainer has, saying what and what to do instead."""
-    if method.distributions or method.loss is not None:
-        whose = " and ".join(_LIVE.get(role, f"the {role}") for role in method.distributions) or "the live student"
+    if method.distributions:
+        whose = " and ".join(_LIVE.get(role, f"the {role}") for role in method.distributions)
         frozen = [role for role in method.distributions if role not in _LIVE]
         copy = f", with a local frozen copy of the {' and the '.join(frozen)}" if frozen else ""
         raise InvalidParameter(

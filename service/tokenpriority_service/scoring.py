@@ -216,11 +216,9 @@ def _score(draft: Draft, sequence: Sequence, known: list[Known]) -> Scored:
         rows = dict(zip(SIGNALS + OPTIONAL_SIGNALS, each.rows, strict=False)) | dict.fromkeys(absent)
         evidence.append(Evidence(**rows))
     reference, base = evidence if len(evidence) == 2 else (evidence[0], None)
-    inside, labels = draft.method.labels == "inside", sequence.labels
-    if inside and labels is None:
-        labels = np.full(len(sequence.mask), np.nan, np.float32)
+    labels = sequence.labels
     inputs = Inputs(sequence.mask, reference=reference, base=base, labels=labels, prompt=sequence.prompt)
     priorities = prioritise(draft.method, draft.params, inputs, xp=NUMPY)
-    if labels is not None and not inside:
+    if labels is not None and draft.method.labels == "over":
         priorities = spans.apply(priorities, labels, sequence.mask, xp=NUMPY)
     return Scored(sequence, evidence[0], priorities.astype(np.float32), all(each.cached for each in known))

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -150,57 +149,6 @@ def test_ties_with_the_last_are_kept() -> None:
     assert (calibration.threshold, calibration.tokens, calibration.kept) == (-2.0, 4, 4)
 
 
-def peak(work: Callable[[], Any]) -> int:
-    """Most bytes of Python and numpy that were alive at once during `work`, beyond those before it."""
-    tracemalloc.start()
-    try:
-        before = tracemalloc.get_traced_memory()[0]
-        work()
-        return tracemalloc.get_traced_memory()[1] - before
-    finally:
-        tracemalloc.stop()
-
-
-def test_a_million_tokens_take_no_more_memory_than_a_tenth_of_them() -> None:
-    batches = [[scored(-RNG.random(1000) * 20) for _ in range(2)] for _ in range(50)]
-
-    def calibrate(tokens: int) -> None:
-        with Calibrator("token_cleaning") as calibrator:
-            for number in range(tokens // 1000):
-                calibrator.add(batches[number % len(batches)])
-            assert calibrator.calibration(FINGERPRINTS).tokens == tokens
-
-    calibrate(1000)  # what is loaded once
-    few, many = peak(lambda: calibrate(100_000)), peak(lambda: calibrate(1_000_000))
-    assert many <= few + 65_536
-    assert many < 4 * 2**20
-
-
-def test_the_dataset_is_read_once_and_no_further_ahead_than_is_in_flight(service: str) -> None:
-    """From the iterable to the threshold: what is read and not yet ranked is bounded, whatever the dataset's size."""
-    read = furthest = ranked = 0
-    add = Calibrator.add
-
-    def dataset() -> Iterator[np.ndarray[Any, Any]]:
-        nonlocal read
-        for number in range(600):
-            read += 1
-            yield (np.arange(100) + number) % 500
-
-    def counted(self: Calibrator, scores: Any) -> None:
-        nonlocal furthest, ranked
-        furthest = max(furthest, read - ranked)
-        ranked += 1
-        add(self, scores)
-
-    with pytest.MonkeyPatch.context() as patch, Client(service, retries=0, max_inflight_tokens=4_000) as client:
-        patch.setattr(Calibrator, "add", counted)
-        calibration = client.calibrate(dataset(), method="token_cleaning")
-    assert (read, ranked, calibration.sequences, calibration.tokens) == (600, 600, 600, 99 * 600)
-    # Of each model's stream 4,000 tokens begun, one request of 1,000 about to be, and one handed out.
-    assert furthest <= (4_000 + 2 * 1_000) // 100 + 1
-
-
 class EntropyParams(RankingParams):
     keep: float = 0.25
     scope: Literal["sequence", "dataset"] = "dataset"
@@ -242,8 +190,14 @@ def test_what_cannot_be_ranked_is_refused(client: Client) -> None:
         client.calibrate(DATASET, method="prift_mass")
     with pytest.raises(NotFound, match="no method"):
         client.calibrate(DATASET, method="no_such")
-    for given_too_much in ({"threshold": 1.0}, {"scope": "sequence"}):
-        with pytest.raises(InvalidParameter, match="calibrate finds the threshold"):
+    for given_too_much, got in (
+        ({"threshold": 1.0}, "threshold = 1.0"),
+        ({"scope": "sequence"}, "scope = 'sequence'"),
+        ({"scope": "dataset", "threshold": 2.0}, "scope = 'dataset', threshold = 2.0"),
+    ):
+        with pytest.raises(
+            InvalidParameter, match=f"finds the threshold .* give neither scope nor threshold, got {got}"
+        ):
             client.calibrate(DATASET, method="token_cleaning", params=given_too_much)
     with pytest.raises(InvalidParameter, match="keep"):
         client.calibrate(DATASET, method="token_cleaning", params={"keep": 2})

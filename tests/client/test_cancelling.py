@@ -6,6 +6,7 @@ import asyncio
 import gc
 import warnings
 
+import anyio
 import httpx
 import pytest
 
@@ -52,6 +53,41 @@ def test_a_cancelled_call_leaves_no_connection_open() -> None:
             asyncio.run(cancelled_after(turns))
         gc.collect()
     assert [str(warning.message) for warning in caught] == []
+
+
+async def cancelled_again() -> list[str]:
+    """A call whose work takes its time to end is cancelled twice more meanwhile."""
+    events: list[str] = []
+    end = asyncio.Event()
+
+    async def work() -> None:
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await end.wait()
+            events.append("work")
+
+    async def call() -> None:
+        try:
+            await uncut(work())
+        finally:
+            events.append("caller")
+
+    caller = asyncio.create_task(call())
+    for _ in range(3):
+        await asyncio.sleep(0.01)
+        caller.cancel()
+    await asyncio.sleep(0.01)
+    assert events == []
+    end.set()
+    await asyncio.gather(caller, return_exceptions=True)
+    assert caller.cancelled()
+    return events
+
+
+def test_a_caller_cancelled_again_still_ends_after_its_work() -> None:
+    assert asyncio.run(cancelled_again()) == ["work", "caller"]
 
 
 def test_results_and_errors_pass_through() -> None:

@@ -206,7 +206,6 @@ def numbers(*rows: tuple[float, float]) -> dict[str, Any]:
         # Spaces that the reference's tokens leave out count with the token after them; at the end with the last.
         ([(0, 1), (2, 4)], [(0, 1), (1, 2), (2, 4)], [(-1, 0.0), (-3, 1.0)], [-1, -1, -2], [0, 1, 1]),
         ([(1, 2)], [(0, 1), (1, 2), (2, 3)], [(-3, 0.5)], [-1, -1, -1], [0.5, 0.5, 0.5]),
-        # The same on both sides is the same token.
         ([(0, 1), (2, 4)], [(0, 1), (2, 4)], [(-1, 0.0), (-3, 1.0)], [-1, -3], [0, 1]),
         # What lies outside the wanted text is not handed out.
         ([(0, 2), (2, 4)], [(1, 3)], [(-4, 0.0), (-2, 1.0)], [-3], [0.5]),
@@ -220,6 +219,7 @@ def numbers(*rows: tuple[float, float]) -> dict[str, Any]:
         ([(0, 0)], [(0, 0)], [(-1, 1)], [-1], [1]),
         ([(0, 0)], [(0, 3)], [(-1, 1)], [NAN], [9]),
         ([(0, 3)], [(0, 0)], [(-1, 1)], [NAN], [9]),
+        ([(0, 4), (1, 2)], [(0, 1), (1, 4)], [(-5, 0), (-5, 1)], [-2, -8], [0, 0.5]),  # the last reaches as far as any
         ([(0, 3)], np.zeros((0, 2), int), [(-1, 1)], [], []),
     ],
 )
@@ -236,7 +236,7 @@ def test_rules(first: Offsets, second: Offsets, values: Any, sums: list[float], 
         ([(0, 1)], [(0.0, 1.0)], {}, r"wanted: offsets are integers .* got float64"),
         ([(0, 1)], [(0, 1), (2, 1)], {}, r"wanted: token 1: .* got \[2, 1\]"),
         ([(0, 1)], [(-1, 1)], {}, r"wanted: token 0: .* got \[-1, 1\]"),
-        ([(0, 1)], [(0, 2**31)], {}, r"wanted: token 0: .* got \[0, 2147483648\]"),
+        ([(0, 1)], [(0, 2**22 + 1)], {}, r"wanted: token 0: .* end <= 4194304 characters, got \[0, 4194305\]"),
         ([(0, 1)], [(1, 2), (0, 0), (0, 1)], {}, r"wanted: token 2 starts before the one before it: \[0, 1\]"),
         ([(0, 1)], [(0, 1)], {"logprobs": np.zeros(2)}, r"logprobs: must be of shape \(1,\), got \(2,\)"),
         ([(0, 1)], [(0, 1)], {"priorities": np.ones(1, int)}, "priorities: must be floating-point numbers, got int64"),

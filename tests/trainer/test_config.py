@@ -105,6 +105,14 @@ def test_whole_numbers_do_for_fractions(load: Any) -> None:
         (MINIMAL + "[priorities]\nclip = [0.0]", "priorities.clip.1: Field required"),
         (MINIMAL + "[priorities]\nclip = [0.5, 1]", r"priorities.clip: .*low <= 0 <= high.*got \[0.5, 1\]"),
         (MINIMAL + "[priorities]\nclip = [0, 0.0]", "priorities.clip: .*not both 0"),
+        (
+            MINIMAL + '[priorities]\ncalibration = "c.json"\nmethod = "forgetting"',
+            "priorities: calibration gives method and params; leave out method",
+        ),
+        (
+            MINIMAL + '[priorities]\ncalibration = "c.json"\nparams = {}',
+            "priorities: calibration gives method and params; leave out params",
+        ),
         (MINIMAL + "[priorities.local]\nrefresh = 0", "priorities.local.refresh: .*greater than or equal to 1, got 0"),
         (MINIMAL + "[priorities]\ndepth = 3.0", "priorities.depth: Input should be a valid integer, got 3.0"),
         (MINIMAL + "[priorities]\ndepth = true", "priorities.depth: Input should be a valid integer, got True"),

@@ -56,6 +56,7 @@ WEIGHTS: list[tuple[str, dict[str, Any]]] = [
     ("rho1", {"keep": 0.5}),
     ("iw_sft", {}),
     ("sstoken_excess", {}),
+    ("rft", {"tau": 1.0}),
     ("cdpo", {}),
     ("gem", {}),
     ("asft", {}),

@@ -165,6 +165,16 @@ URL: dict[str, Any] = {"url": "SERVER"}
             ConfigError,
             "'prift_mass' reads reference: it needs",
         ),
+        (
+            {"priorities": {"url": "http://127.0.0.1:9", "tokenizers": "project", "method": "npo"}},
+            ConfigError,
+            "priorities.tokenizers: 'project' does not go with method 'npo'",
+        ),
+        (
+            {"priorities": {"url": "http://127.0.0.1:9", "tokenizers": "project", "student": "iw_sft"}},
+            ConfigError,
+            "priorities.tokenizers: 'project' does not go with student 'iw_sft'",
+        ),
         ({"priorities": {**URL, "student": "uniform"}}, ConfigError, "does not read the live student"),
         ({"priorities": URL, "training": {"max_length": 512}}, ConfigError, "takes at most 256 tokens, got 512"),
         ({"model": {"path": "nowhere"}}, ConfigError, "model.path: no tokenizer at 'nowhere'"),

@@ -84,7 +84,8 @@ def test_every_method_of_the_registry_has_a_weighting() -> None:
     for name, method in METHODS.items():
         found = Weighting.of(name, required.get(name))
         live = bool({"student", "old"} & set(method.roles)) or method.loss is not None
-        assert (found.method is not None) == (live or method.labels == "inside" or bool(method.distributions)), name
+        inside = method.labels == "inside" or method.reads_prompt
+        assert (found.method is not None) == (live or inside or bool(method.distributions)), name
         assert (found.denominator, found.negatives) == (method.denominator, method.negatives)
         assert found.schedule == method.schedule
 
@@ -103,7 +104,7 @@ def test_every_step_is_named_in_order() -> None:
         "priority: prift_mass v1 {tau: 0.1} from reference",
         "labels: spans laid over",
         "student factor: bll v1 {source: student, alpha: 2.0}",
-        "forget factor: wga v1 {source: student, forget: all, retain: 1.0, beta: 1.0}",
+        "forget factor: wga v1 {source: student, forget: all, retain: 1.0, beta: 5.0}",
         "schedule: linear 0 to 0.25 on negative",
         "clip: [-1, 2]",
         "negatives: ascent",

@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from tokenpriority.composition import CLIP_LIMIT, Clip, Schedule, is_clip
@@ -84,6 +84,8 @@ class PrioritiesSection(_Section):
     """A method of `tokenpriority methods`."""
     params: dict[str, Any] = Field(default_factory=dict)
     """Its parameters."""
+    calibration: str | None = Field(None, min_length=1)
+    """A file of `Calibration.save`, which gives method and parameters instead, for the models it was made with."""
     depth: int = Field(8, ge=1)
     """Batches whose weights are fetched ahead of training."""
     tokenizers: Literal["same", "project"] = "same"
@@ -105,6 +107,14 @@ class PrioritiesSection(_Section):
     denominator: Denominator | None = None
     """Which count divides the loss; the method's by default."""
     local: LocalSection | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _calibrated_or_said(cls, given: Any) -> Any:
+        beside = [name for name in ("method", "params") if name in given] if isinstance(given, dict) else []
+        if beside and given.get("calibration") is not None:
+            raise PydanticCustomError("calibration", f"calibration gives method and params; leave out {beside[0]}")
+        return given
 
     @field_validator("clip")
     @classmethod

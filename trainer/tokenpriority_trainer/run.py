@@ -16,6 +16,7 @@ from trl import SFTConfig
 from tokenpriority import Client
 from tokenpriority.methods import get_method
 from tokenpriority_trainer.alignment import SPANS
+from tokenpriority_trainer.calibrated import check_models, keep_copy, load_calibration, with_calibration
 from tokenpriority_trainer.collator import PRIORITIES
 from tokenpriority_trainer.config import Config, PrioritiesSection, training_arguments
 from tokenpriority_trainer.errors import ConfigError
@@ -35,10 +36,14 @@ def run(config: Config, *, resume: bool = False) -> None:
     With `resume`, go on from the last checkpoint there; the server must then score with the models the run began
     with. Raises TokenPriorityError with one line that says what is wrong, where it can before the model is loaded.
     """
-    settings, args = config.priorities, training_arguments(config.training)
+    args = training_arguments(config.training)
+    calibration = load_calibration(config.priorities)
+    config = with_calibration(config, calibration)
+    settings = config.priorities
     folder = Path(args.output_dir)
     checkpoint = _last_checkpoint(folder) if resume else None
     weighting = _weighting(settings)
+    _check_projection(settings, weighting)
     tokenizer = load_tokenizer(config.model)
     asked = _asked(settings, weighting)
     with _client(asked, weighting) as client:
@@ -46,12 +51,16 @@ def run(config: Config, *, resume: bool = False) -> None:
         if client is not None:
             client.pin(read_summary(folder).get("fingerprints", {}) if resume else {})
             fingerprints = check_server(client, asked, tokenizer, args.max_length)
+            if calibration is not None:
+                check_models(calibration, fingerprints)
             client.pin(fingerprints)
         trainer = _trainer(config, args, tokenizer, weighting, client)
         facts: dict[str, Any] = {"method": settings.method, "params": settings.params}
         facts["composition"] = _steps(config, weighting, trainer.priorities)
         facts |= {"fingerprint": fingerprints.get(settings.model), "fingerprints": fingerprints}
         _record(trainer, {"complete": False, **facts})
+        if calibration is not None and trainer.is_world_process_zero():
+            keep_copy(calibration, folder)
         result = trainer.train(resume_from_checkpoint=checkpoint)
         trainer.save_model()
         _record(trainer, {"complete": True, **_totals(trainer, result.metrics["train_runtime"]), **facts})
@@ -105,6 +114,7 @@ def _steps(config: Config, weighting: Weighting, source: PrioritySource) -> list
     static = described(method, method.parse(settings.params))
     if isinstance(source, ServerSource):
         static += f" from {settings.model}"
+        static += f", calibrated by {settings.calibration}" if settings.calibration is not None else ""
     elif isinstance(source, ColumnSource):
         static = f"column {PRIORITIES!r}"
     return weighting.steps(static, spans=SPANS in load_rows("train", config.data.train).column_names)
@@ -117,14 +127,29 @@ def _asked(settings: PrioritiesSection, weighting: Weighting) -> PrioritiesSecti
 
 def _client(settings: PrioritiesSection, weighting: Weighting) -> Any:
     """The client, as a context that closes it; a context of None where no server is needed."""
-    copied = settings.local is not None and settings.local.reference is not None
-    read = weighting.method is None or ("reference" in weighting.roles and not copied)
+    read = weighting.method is None or _reads_server(settings, weighting)
     if settings.url is None or not read:
         return nullcontext()
     try:
         return closing(Client(settings.url, api_key=settings.api_key(), model=settings.model))
     except ValueError as error:
         raise ConfigError(f"priorities.{error}") from None
+
+
+def _reads_server(settings: PrioritiesSection, weighting: Weighting) -> bool:
+    """Whether live parts read the reference's log-probs of the server."""
+    copied = settings.local is not None and settings.local.reference is not None
+    return settings.url is not None and "reference" in weighting.roles and not copied
+
+
+def _check_projection(settings: PrioritiesSection, weighting: Weighting) -> None:
+    """Raises ConfigError if a live part would read log-probs that a projected token may not have."""
+    if settings.tokenizers == "project" and _reads_server(settings, weighting):
+        part, name = next((part, each.method.name) for part, each in weighting.live if "reference" in each.roles)
+        raise ConfigError(
+            f"priorities.tokenizers: 'project' does not go with {part} {name!r}, which reads the log-probs of the "
+            "server's reference: a projected token may have none; use a reference of the student's tokenizer"
+        )
 
 
 def _source(

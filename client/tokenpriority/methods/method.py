@@ -163,5 +163,8 @@ def _checked(method: Method, params: Params, inputs: Inputs, xp: Namespace) -> I
 def _finite(method: Method, values: Array, mask: Array, what: str, xp: Namespace) -> Array:
     values = xp.where(mask, values, xp.zeros_like(values))
     if not bool(xp.all(xp.isfinite(values))):
-        raise EngineFault(f"method {method.name}: a {what} is not finite; its evidence is missing or broken")
+        raise EngineFault(
+            f"method {method.name}: a {what} is not finite; its evidence is missing or broken, or its parameters are "
+            "out of range"
+        )
     return values

@@ -52,10 +52,17 @@ def mean(values: Array, mask: Array, *, axis: Axis = -1, xp: Namespace) -> Array
     return total(values, mask, axis=axis, xp=xp) / xp.maximum(number, xp.ones_like(number))
 
 
-def over_mean(values: Array, mask: Array, *, axis: Axis = -1, xp: Namespace) -> Array:
-    """Values >= 0 divided by their mean over the True entries; 0 where that mean is 0, never 0 / 0."""
+def exp_over_mean(logs: Array, mask: Array, *, axis: Axis = -1, xp: Namespace) -> Array:
+    """exp(logs) divided by its mean over the True entries, without under- or overflow however far the logs are from 0.
+
+    0 where masked out and where a log is -inf, even where every one is: never 0 / 0.
+    """
+    counted = xp.where(mask, logs, xp.full_like(logs, -xp.inf))
+    top = xp.max(counted, axis=axis, keepdims=True)
+    some = top > -xp.inf
+    values = xp.exp(counted - xp.where(some, top, xp.zeros_like(top)))  # the greatest is 1
     divisor = mean(values, mask, axis=axis, xp=xp)
-    return xp.where(divisor > 0, values / xp.where(divisor > 0, divisor, xp.ones_like(divisor)), xp.zeros_like(values))
+    return values / xp.where(some, divisor, xp.ones_like(divisor))
 
 
 def median(values: Array, mask: Array, *, axis: Axis = -1, xp: Namespace) -> Array:

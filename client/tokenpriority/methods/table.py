@@ -120,6 +120,8 @@ def _runs_on(method: Method) -> str:
         return f"trainer, with a local copy of {', '.join(frozen)}" if frozen else "trainer"
     if method.family == "frozen":
         return "server"
+    if "base" in method.roles:
+        return "trainer, with a local copy of base"
     return "trainer; server with `source=reference`" if "source" in method.params.model_fields else "trainer"
 
 

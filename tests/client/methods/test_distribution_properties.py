@@ -58,6 +58,35 @@ def test_unlikelihood_penalty_is_bounded() -> None:
     assert losses[1] == pytest.approx(2e4 - math.log(1e-5), abs=1e-6)
 
 
+def test_unlikelihood_takes_no_negative_id_for_a_token() -> None:
+    logits = [1.0, 0.0, -1.0, 0.5]
+    plain = computed("unlikelihood", {}, one(logits, [0, 1, 3]), np)[-1]
+    for ids in ([-100, 0, 1, 3], [0, -100, 1, 3], [-100, -100, 0, -100, 1, 3]):
+        given = one(logits, ids)
+        inputs = Inputs(given.mask & (np.array(ids) >= 0), token_ids=given.token_ids, logits=given.logits)
+        assert computed("unlikelihood", {}, inputs, np)[-1] == pytest.approx(plain, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["undial", "ce_u"])
+def test_a_token_of_label_zero_has_no_loss_even_if_it_is_impossible(name: str) -> None:
+    given = one([1.0, 0.0, -math.inf], [0, 2, 1, 2])
+    zero = Inputs(given.mask, token_ids=given.token_ids, logits=given.logits, labels=np.zeros(4))
+    assert computed(name, {"forget": "labelled"}, zero, np).tolist() == [0.0] * 4
+    logits = torch.tensor(given.logits["student"]).requires_grad_()
+    live = Inputs(
+        torch.tensor(given.mask),
+        token_ids=torch.tensor(given.token_ids),
+        logits={"student": logits, "reference": logits},
+        labels=torch.tensor([math.nan, 0.0, math.nan, 0.0], dtype=torch.float64),
+    )
+    losses = computed(name, {"forget": "labelled"}, live, xp_torch)
+    assert losses[[1, 3]].tolist() == [0.0, 0.0]
+    losses.sum().backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+    assert not logits.grad[[1, 3]].any()
+
+
 def test_ce_u_skips_the_first_scored_tokens_not_the_first_tokens() -> None:
     inputs = one([1.0, 0.0, -1.0], [0, 1, 2, 0, 1])
     late = Inputs(np.array([False, False, True, False, True]), token_ids=inputs.token_ids, logits=inputs.logits)

@@ -6,6 +6,7 @@ import ast
 import inspect
 import re
 import textwrap
+from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import numpy as np
@@ -26,6 +27,17 @@ EACH = pytest.mark.parametrize("method", ALL, ids=lambda method: method.name)
 def test_names_are_unique_and_in_one_style() -> None:
     assert len(METHODS) == len(ALL)
     assert all(re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name) for name in METHODS)
+
+
+def test_every_method_is_held_against_a_second_implementation() -> None:
+    """The tables of cases in the files beside this one, which cannot be imported from here, name every method."""
+    named = set()
+    for path in Path(__file__).parent.glob("test_*.py"):
+        for table in ast.parse(path.read_text("utf-8")).body:
+            if isinstance(table, ast.AnnAssign) and ast.unparse(table.target) in ("CASES", "WEIGHTS"):
+                assert isinstance(table.value, ast.List)
+                named |= {ast.literal_eval(case.elts[0]) for case in table.value.elts if isinstance(case, ast.Tuple)}
+    assert named == set(METHODS)
 
 
 @EACH
@@ -140,8 +152,10 @@ def test_absent_signal_and_absent_role_are_errors() -> None:
         ("token_cleaning", {"threshold": 0.5}, ["threshold", "dataset"]),
         ("forgetting", {}, ["threshold", "calibrate"]),
         ("shad", {}, ["method.params.boilerplate", "required"]),
+        ("shad", {"boilerplate": 0.0, "reasoning": 0.0}, ["method.params", "cannot both be 0"]),
+        ("cdpo", {"base": "base"}, ["method.params.base", "parameters of cdpo: side, weigh_chosen, contrast"]),
         ("rft", {}, ["method.params.tau", "required"]),
-        ("rft", {"tua": 1.0}, ["method.params.tua", "parameters of rft: base, tau"]),
+        ("rft", {"tua": 1.0}, ["method.params.tua", "parameters of rft: tau"]),
         ("rft", {"tau": 0.0}, ["method.params.tau", "greater than or equal to", "0"]),
         ("wit", {"lambda_p": -1.0}, ["method.params.lambda_p", "greater than or equal to 0", "-1"]),
         ("uniform", {"x": 1}, ["method.params.x", "none"]),

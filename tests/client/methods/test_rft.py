@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from agreement import Row, agree, micro_batches, traced
+from agreement import Loop, Row, agree, micro_batches, traced
 from tokenpriority.evidence import Evidence
 from tokenpriority.methods import Inputs, get_method, prioritise
 
@@ -35,11 +35,14 @@ def loop_rft(rows: list[Row], p: dict[str, Any]) -> Weights:
     return out
 
 
-@pytest.mark.parametrize("tau", [0.5, 3.0])
+CASES: list[tuple[str, dict[str, Any], Loop]] = [("rft", {"tau": 0.5}, loop_rft), ("rft", {"tau": 3.0}, loop_rft)]
+
+
+@pytest.mark.parametrize(("name", "params", "loop"), CASES)
 @settings(max_examples=40, deadline=None)
 @given(rows=micro_batches())
-def test_formula_equals_plain_loop(tau: float, rows: list[Row]) -> None:
-    agree("rft", {"tau": tau}, loop_rft, rows)
+def test_formula_equals_plain_loop(name: str, params: dict[str, Any], loop: Loop, rows: list[Row]) -> None:
+    agree(name, params, loop, rows)
 
 
 def test_body_is_traced_whole() -> None:

@@ -39,6 +39,34 @@ def test_focal_of_a_certain_micro_batch_is_zero() -> None:
     np.testing.assert_allclose(almost, [[0.5, 1.5]], err_msg="no cancellation in 1 - p")
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_no_exponent_makes_focal_or_mile_underflow_or_overflow(dtype: type[np.floating[Any]]) -> None:
+    def both(name: str, gamma: float, **signal: list[float]) -> list[float]:
+        method = get_method(name)
+        values = {"logprob": [-1.0] * 2} | signal
+        student = Evidence(**{key: np.array(value, dtype) for key, value in values.items()})
+        got = prioritise(method, method.parse({"gamma": gamma}), Inputs(np.ones(2, np.bool_), student=student), xp=np)
+        assert got.dtype == dtype
+        out: list[float] = got.tolist()
+        return out
+
+    ratio = math.expm1(-0.002) / math.expm1(-0.001)  # of the two 1 - p
+    expected = [2 / (1 + ratio**20), 2 * ratio**20 / (1 + ratio**20)]
+    assert both("focal", 20.0, logprob=[-0.001, -0.002]) == pytest.approx(expected, rel=1e-3)
+    assert both("focal", 100.0, logprob=[0.0, -1e-6]) == [0.0, 2.0]
+    share = (12.0 / 11.5) ** 50
+    assert both("mile", 50.0, entropy=[11.0, 10.5]) == pytest.approx([2 * share / (1 + share), 2 / (1 + share)], 1e-3)
+    assert both("mile", 100.0, entropy=[11.0, 0.0]) == pytest.approx([2.0, 0.0])
+
+
+def test_cayley_alpha_does_not_fall_below_its_clamp() -> None:
+    """At p = e^-9 alone alpha would be 0.0001."""
+    p = math.exp(-9)
+    assert 0.5 * p + (1 - 0.5 * p) * p / (2 - p) < 0.001
+    weights = weigh("cayley", {}, logprob=[[-9.0, -9.0]])
+    np.testing.assert_allclose(weights, 0.001 / (0.001 + 1e-8) * math.exp(-9 * 0.001), rtol=1e-12)
+
+
 def test_infosft_ends_at_the_learnt_probability() -> None:
     at = math.log(0.93)
     weights = weigh("infosft", {}, logprob=[[0.0, 1e-9, at, at + 1e-9, at - 1e-9, math.log(0.5), -200.0]])[0]
@@ -105,6 +133,10 @@ def test_eaft_reads_the_entropy_it_is_told_to() -> None:
         ("bll_threshold", {"side": "top", "tau": 1.0}, r'"top" needs tau below 1'),
         ("bll_threshold", {"side": "bottom", "tau": 0.0}, r'"bottom" needs tau above 0'),
         ("focal", {"gamma": 0.0}, r"gamma.*greater than 0"),
+        ("focal", {"gamma": 101.0}, r"gamma.*less than or equal to 100"),
+        ("mile", {"gamma": 101.0}, r"gamma.*less than or equal to 100"),
+        ("bll", {"alpha": 101.0}, r"alpha.*less than or equal to 100"),
+        ("eaft", {"alpha": 21.0}, r"alpha.*less than or equal to 20"),
         ("profit", {"mode": "middle"}, r"upper goes with mode"),
         ("profit", {"upper": 0.5}, r"upper goes with mode"),
         ("profit", {"mode": "middle", "tau": 0.5, "upper": 0.4}, r"upper must be at least tau, 0.5"),

@@ -44,7 +44,7 @@ def push_flat(row: Row, down: list[int], p: Given) -> dict[int, float]:
 
 
 def push_wga(row: Row, down: list[int], p: Given) -> dict[int, float]:
-    return {i: math.exp(row.logprob(p.get("source", "student"))[i]) ** p.get("beta", 1.0) for i in down}
+    return {i: math.exp(row.logprob(p.get("source", "student"))[i]) ** p.get("beta", 5.0) for i in down}
 
 
 def push_satimp(row: Row, down: list[int], p: Given) -> dict[int, float]:
@@ -59,7 +59,7 @@ def push_npo(row: Row, down: list[int], p: Given) -> dict[int, float]:
 
 
 def push_simnpo(row: Row, down: list[int], p: Given) -> dict[int, float]:
-    source, beta = p.get("source", "student"), p.get("beta", 4.5)
+    source, beta = p.get("source", "student"), p.get("beta", 2.5)
     if not down:
         return {}
     mean = sum(-row.logprob(source)[i] for i in down) / len(down)
@@ -87,7 +87,7 @@ CASES: list[tuple[str, Given, Loop]] = [
     ("graddiff", {"gamma": 0.5, "retain": 2.0}, laid(push_flat, forget="labelled")),
     ("graddiff", {"gamma": 0.5, "forget": "all"}, laid(push_flat)),
     ("wga", {}, laid(push_wga)),
-    ("wga", {"beta": 5.0, "source": "reference"}, laid(push_wga)),
+    ("wga", {"beta": 1.0, "source": "reference"}, laid(push_wga)),
     ("wga", LABELLED, laid(push_wga)),
     ("satimp", {}, laid(push_satimp)),
     ("satimp", {"beta1": 0.5, "beta2": 0.0, "source": "reference"}, laid(push_satimp)),
@@ -96,7 +96,7 @@ CASES: list[tuple[str, Given, Loop]] = [
     ("npo", {"beta": 2.0}, laid(push_npo, shared=True)),
     ("npo", LABELLED, laid(push_npo, shared=True)),
     ("simnpo", {}, laid(push_simnpo, shared=True)),
-    ("simnpo", {"beta": 2.5, "delta": 1.5, "source": "reference"}, laid(push_simnpo, shared=True)),
+    ("simnpo", {"beta": 4.5, "delta": 1.5, "source": "reference"}, laid(push_simnpo, shared=True)),
     ("simnpo", LABELLED, laid(push_simnpo, shared=True)),
     ("tnpo", {}, laid(push_tnpo)),
     ("tnpo", {"beta": 0.5, **LABELLED}, laid(push_tnpo)),
@@ -195,6 +195,31 @@ def test_labels_say_what_is_forgotten_only_when_asked() -> None:
     assert weights("ga", logprob, labels=labels, forget="labelled", retain=3.0) == [-2.0, 3.0, 0.0, 1.5]
     assert weights("ga", logprob, forget="labelled", retain=3.0) == [3.0] * 4, "nothing labelled, nothing forgotten"
     assert weights("npo", logprob, labels=labels, forget="labelled", retain=3.0) == [-2.0, 1.0, 0.0, 0.5]
+
+
+@pytest.mark.parametrize("name", ["ga", "satimp", "npo", "simnpo"])
+def test_retain_holds_the_authors_alpha_over_gamma_and_the_numbers_of_both_kinds(name: str) -> None:
+    """One row of one token to forget and three to retain, under -gamma mean_forget + alpha mean_retain."""
+    gamma, alpha, forgotten, retained = 0.125, 1.0, 1, 3
+    method, evidence = get_method(name), Evidence(np.array([[math.nan, -1.0]] * 4))
+    inputs = Inputs(
+        np.array([[False, True]] * 4),
+        student=evidence,
+        reference=evidence,
+        labels=np.array([[math.nan, -1.0], *[[math.nan, math.nan]] * 3]),
+    )
+
+    def found(retain: float) -> list[float]:
+        params = method.parse({"forget": "labelled", "retain": retain})
+        weights: list[float] = (prioritise(method, params, inputs, xp=np)[:, 1] / 4).tolist()
+        return weights
+
+    (push,) = weights(name, [-1.0])  # of one token, of one sequence
+    theirs = np.array([gamma * push / forgotten, *[alpha / retained] * 3])
+    ours = np.array(found(alpha / gamma * forgotten / retained))
+    np.testing.assert_allclose(ours / ours[0], theirs / theirs[0], rtol=1e-6)
+    equal = np.array(found(alpha / gamma))
+    np.testing.assert_allclose((equal / equal[0])[1:], (theirs / theirs[0])[1:] * retained / forgotten, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ LOSSES: list[tuple[str, Given, Callable[[torch.Tensor], torch.Tensor]]] = [
         {"gamma": 0.75, "retain": 2.0},
         lambda nll: -0.75 * nll[FORGET].mean() + 2 * nll[RETAIN].mean(),
     ),
-    ("wga", {"beta": 5.0}, weighted(lambda p, q: p**5)),
+    ("wga", {}, weighted(lambda p, q: p**5)),
     ("satimp", {}, weighted(lambda p, q: p**5 * (1 - p))),
     ("npo", {}, lambda nll: npo(nll, MASK, 0.1)),
     (
@@ -73,11 +73,11 @@ LOSSES: list[tuple[str, Given, Callable[[torch.Tensor], torch.Tensor]]] = [
         {"beta": 0.5, "forget": "labelled", "retain": 2.0},
         lambda nll: npo(nll, FORGET, 0.5) + 2 * (each(nll, RETAIN) / RETAIN.sum(-1)).mean(),
     ),
-    ("simnpo", {}, lambda nll: simnpo(nll, MASK, 4.5, 0.0)),
+    ("simnpo", {}, lambda nll: simnpo(nll, MASK, 2.5, 0.0)),
     (
         "simnpo",
-        {"beta": 2.5, "delta": 1.5, "forget": "labelled", "retain": 8.0},
-        lambda nll: simnpo(nll, FORGET, 2.5, 1.5) + 8 * (each(nll, RETAIN) / RETAIN.sum(-1)).mean(),
+        {"beta": 4.5, "delta": 1.5, "forget": "labelled", "retain": 8.0},
+        lambda nll: simnpo(nll, FORGET, 4.5, 1.5) + 8 * (each(nll, RETAIN) / RETAIN.sum(-1)).mean(),
     ),
     ("tnpo", {}, weighted(lambda p, q: 2 * p**4 / (p**4 + q**4 + 1e-5))),
     ("wtnpo", {}, weighted(lambda p, q: 2 * p**5.5 / (p**4 + q**4 + 1e-5))),

@@ -67,9 +67,9 @@ def _clean(config: Config, children: Children, model: Path, folder: Path, subset
     server = Server(children, {"reference": model, "base": Path(config.model.path)}, folder / "server.toml")
     try:
         server.wait_until_ready()
-        calibration = _calibrate(server.url, subset, keep)
-        calibration.save(folder / "calibration.json")
-        priorities = {"url": server.url, "method": _METHOD, "params": calibration.params}
+        file = folder / "calibration.json"
+        _calibrate(server.url, subset, keep).save(file)
+        priorities = {"url": server.url, "calibration": file}
         _train(config, children, model, folder, priorities, server)
     finally:
         server.child.ask_to_end()

@@ -7,12 +7,12 @@ from pydantic import Field
 from tokenpriority.arrays import Array, Namespace
 from tokenpriority.methods.frozen.shad import is_boilerplate
 from tokenpriority.methods.inputs import Inputs
-from tokenpriority.methods.method import Method, PairParams
+from tokenpriority.methods.method import Method, Params
 from tokenpriority.methods.numerics import sigmoid
 from tokenpriority.methods.scope import count, mean
 
 
-class RftParams(PairParams):
+class RftParams(Params):
     """Parameters of `rft`."""
 
     tau: float = Field(ge=1e-6)

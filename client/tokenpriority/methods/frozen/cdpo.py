@@ -9,11 +9,11 @@ from pydantic import Field, model_validator
 from tokenpriority.arrays import Array, Namespace
 from tokenpriority.methods.distributions import label_log_prob, logits_of
 from tokenpriority.methods.inputs import Inputs
-from tokenpriority.methods.method import Method, PairParams
+from tokenpriority.methods.method import Method, Params
 from tokenpriority.methods.numerics import log_softmax
 
 
-class CdpoParams(PairParams):
+class CdpoParams(Params):
     """Parameters of `cdpo`; defaults are the authors'."""
 
     side: Literal["rejected", "chosen"] = "rejected"

@@ -13,7 +13,7 @@ from pydantic import Field
 from tokenpriority.arrays import Array, Namespace
 from tokenpriority.composition import Schedule
 from tokenpriority.methods.inputs import Inputs
-from tokenpriority.methods.method import Method, PairParams
+from tokenpriority.methods.method import Method, Params
 from tokenpriority.methods.scope import RankingParams, best, floor_share, kept
 
 T_MAX, T_MIN = 0.25, 1e-5
@@ -38,7 +38,7 @@ class ForgettingParams(RankingParams):
     """Over which set the share is taken."""
 
 
-def excess(inputs: Inputs, params: PairParams, *, xp: Namespace) -> Array:  # noqa: ARG001
+def excess(inputs: Inputs, params: Params, *, xp: Namespace) -> Array:  # noqa: ARG001
     """How much the reference improves on the base, s_t = log p_ref(y_t) - log p_base(y_t), nats."""
     return inputs.evidence("reference").logprob - inputs.evidence("base").logprob
 

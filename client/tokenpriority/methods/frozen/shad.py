@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from tokenpriority.arrays import Array, Namespace
 from tokenpriority.methods.frozen.excess import excess
 from tokenpriority.methods.inputs import Inputs
-from tokenpriority.methods.method import Method, PairParams
+from tokenpriority.methods.method import Method, PairParams, Params
 
 
 class ShadParams(PairParams):
@@ -18,8 +20,14 @@ class ShadParams(PairParams):
     reasoning: float = Field(1.0, ge=0, le=100)
     """Weight of reasoning."""
 
+    @model_validator(mode="after")
+    def _something_is_learnt(self) -> Self:
+        if self.boilerplate == 0 and self.reasoning == 0:
+            raise ValueError("boilerplate and reasoning cannot both be 0: no token would count")
+        return self
 
-def is_boilerplate(inputs: Inputs, params: PairParams, *, xp: Namespace) -> Array:
+
+def is_boilerplate(inputs: Inputs, params: Params, *, xp: Namespace) -> Array:
     """Boolean of the mask's shape: where the loss difference LD_t = nll_ref - nll_base is not above 0.
 
     Reference: the model tuned on a sample of the data with the answers dealt to other questions. Base: the model before

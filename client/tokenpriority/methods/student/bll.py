@@ -22,7 +22,7 @@ _LEAST = 1e-30
 class BllParams(StudentParams):
     """Parameters of `bll`."""
 
-    alpha: float = Field(1.0, gt=0)
+    alpha: float = Field(1.0, gt=0, le=100)
     """Exponent of the family: 1, the default, is the authors' objective "p"; they also use 10. Towards 0 it becomes
     plain SFT."""
 

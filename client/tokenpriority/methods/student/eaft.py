@@ -18,7 +18,7 @@ _SCALE = 3.0
 class EaftParams(StudentParams):
     """Parameters of `eaft`; defaults are the authors'."""
 
-    alpha: float = Field(1.0, gt=0)
+    alpha: float = Field(1.0, gt=0, le=20)
     """Exponent."""
     entropy: Literal["top20", "full"] = "top20"
     """Entropy of the 20 likeliest tokens renormalised among themselves, or of the full vocabulary. The divisor is 3

@@ -17,12 +17,13 @@ _STEEPNESS = 0.01
 
 
 class GemParams(Params):
-    """Parameters of `gem`; defaults are the authors'."""
+    """Parameters of `gem`; defaults are those of the authors' training script."""
 
     beta: float = Field(0.7, ge=0.01, le=100)
     """Temperature of q: below 1 it is sharper than the student itself."""
     h: Literal["linear", "logsigmoid"] = "logsigmoid"
-    """How a competing token counts: `linear` all alike; `logsigmoid` more, the more its logit exceeds the label's."""
+    """How a competing token counts: `linear` all alike; `logsigmoid` more, the more its logit exceeds the label's.
+    `logsigmoid` is the authors' training script's; the default of their code is `linear`."""
 
 
 def gem(inputs: Inputs, params: GemParams, *, xp: Namespace) -> Array:

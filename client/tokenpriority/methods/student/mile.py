@@ -7,14 +7,14 @@ from pydantic import Field
 from tokenpriority.arrays import Array, Namespace
 from tokenpriority.methods.inputs import Inputs
 from tokenpriority.methods.method import Method
-from tokenpriority.methods.scope import over_mean
+from tokenpriority.methods.scope import exp_over_mean
 from tokenpriority.methods.student.source import StudentParams
 
 
 class MileParams(StudentParams):
     """Parameters of `mile`; the default is the authors'."""
 
-    gamma: float = Field(1.0, gt=0)
+    gamma: float = Field(1.0, gt=0, le=100)
     """Exponent."""
 
 
@@ -25,10 +25,11 @@ def mile(inputs: Inputs, params: MileParams, *, xp: Namespace) -> Array:
 
     Differs from the authors' code in two ways, both towards the paper: the mean leaves ignored positions out, and H is
     exact (their clamp of every p to 1e-8 adds up to V * 1.8e-7 nats). They average 1 / mean over processes; here each
-    process has its own.
+    process has its own. The power is taken in log space, relative to the greatest in the micro-batch, so that no gamma
+    overflows.
     """
     entropy = inputs.evidence(params.source).signal("entropy")
-    return over_mean((1 + entropy) ** params.gamma, inputs.mask, axis=None, xp=xp)
+    return exp_over_mean(params.gamma * xp.log1p(entropy), inputs.mask, axis=None, xp=xp)
 
 
 MILE = Method(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from tokenpriority.arrays import Array, Namespace
 from tokenpriority.methods.inputs import Inputs, Source
 from tokenpriority.methods.method import Method, Params
+from tokenpriority.methods.student.source import StudentParams
 
 
 class PriftProbParams(Params):
@@ -17,19 +18,25 @@ class PriftProbParams(Params):
     """The frozen reference's, as in PriFT, or the live student's, which is DFT."""
 
 
-class DftParams(Params):
-    """Whose probability weighs the token."""
-
-    source: Source = "student"
-    """The live student's, as in DFT, or the frozen reference's, which is PriFT-prob."""
+class DftParams(StudentParams):
+    """Parameters of `dft`; with source "reference" it is `prift_prob`."""
 
 
-def probability(inputs: Inputs, params: PriftProbParams | DftParams, *, xp: Namespace) -> Array:
+def dft(inputs: Inputs, params: PriftProbParams | DftParams, *, xp: Namespace) -> Array:
     """Weight each token by its own probability, without gradient.
 
-    The gradient equals that of the loss 1 - p (BLL, alpha = 1): for any loss f(p) the weight on the NLL is -p f'(p).
+    w_t = sg(p(y_t)); the gradient equals that of the loss 1 - p (BLL, alpha = 1): for any loss f(p) the weight on the
+    NLL is -p f'(p).
     """
     return xp.exp(inputs.evidence(params.source).logprob)
+
+
+def prift_prob(inputs: Inputs, params: PriftProbParams, *, xp: Namespace) -> Array:
+    """Weight each token by the frozen reference's probability of it.
+
+    w_t = q(y_t), the rule of `dft` with a probability that training does not move.
+    """
+    return dft(inputs, params, xp=xp)
 
 
 PRIFT_PROB = Method(
@@ -43,7 +50,7 @@ PRIFT_PROB = Method(
     citation="PriFT, arXiv 2606.09396",
     verified="authors' code",
     params=PriftProbParams,
-    formula=probability,
+    formula=prift_prob,
 )
 
 DFT = Method(
@@ -57,5 +64,5 @@ DFT = Method(
     citation="DFT, arXiv 2508.05629",
     verified="authors' code",
     params=DftParams,
-    formula=probability,
+    formula=dft,
 )

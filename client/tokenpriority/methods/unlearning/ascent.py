@@ -57,7 +57,7 @@ GA = Method(
     denominator="all",
     equation="w_t = -1",
     citation="Gradient ascent (knowledge unlearning), arXiv 2210.01504",
-    verified="authors' code",
+    verified="third-party code",
     params=GaParams,
     signals=(),
     formula=ga,

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pydantic import Field
 
 from tokenpriority.arrays import Array, Namespace
-from tokenpriority.methods.distributions import cross_entropy, is_label, label_log_prob, logits_of
+from tokenpriority.methods.distributions import cross_entropy, is_label, logits_of
 from tokenpriority.methods.inputs import Inputs
 from tokenpriority.methods.method import Method
 from tokenpriority.methods.numerics import log_softmax
 from tokenpriority.methods.scope import best
-from tokenpriority.methods.unlearning.forget import ForgetParams, signed
+from tokenpriority.methods.unlearning.forget import ForgetParams, signed_loss
 
 
 class CeUParams(ForgetParams):
@@ -37,8 +37,7 @@ def ce_u(inputs: Inputs, params: CeUParams, *, xp: Namespace) -> Array:
     push = cross_entropy(log_softmax(others, xp=xp), log_p, xp=xp)
     none = xp.zeros_like(push)
     push = xp.where(best(none, inputs.mask, params.skip, xp=xp), none, push)  # of equal scores the earlier are best
-    weights = signed(xp.ones_like(push), inputs, params, xp=xp)
-    return xp.where(weights < 0, -weights * push, -weights * label_log_prob(log_p, inputs, xp=xp))
+    return signed_loss(push, log_p, inputs, params, xp=xp)
 
 
 CE_U = Method(

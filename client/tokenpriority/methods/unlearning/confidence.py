@@ -14,12 +14,13 @@ from tokenpriority.methods.unlearning.forget import ForgetParams, signed
 class WgaParams(ForgetParams, StudentParams):
     """Parameters of `wga`."""
 
-    beta: float = Field(1.0, ge=0, le=100)
-    """Power of the probability: 1 in open-unlearning, 5 in the authors' G-effect; 0 is `ga`."""
+    beta: float = Field(5.0, ge=0, le=100)
+    """Power of the probability: 5 in the authors' G-effect, 1 in open-unlearning; 0 is `ga`."""
 
 
 class SatImpParams(ForgetParams, StudentParams):
-    """Parameters of `satimp`; defaults are the authors'. Their recipe has gamma 0.1 and alpha 1: retain 10 here."""
+    """Parameters of `satimp`; the betas are open-unlearning's class defaults. Its recipe has gamma 0.1 and alpha 1:
+    retain 10 here where as many tokens are forgotten as retained, else 10 n_forgotten / n_retained."""
 
     beta1: float = Field(5.0, ge=0, le=100)
     """Power of p, saturation: what is unlearnt already is left alone."""
@@ -76,7 +77,7 @@ SATIMP = Method(
     denominator="all",
     equation="w_t = -sg(p(y_t)^beta1 (1 - p(y_t))^beta2)",
     citation="SatImp, arXiv 2505.11953",
-    verified="authors' code",
+    verified="third-party code",
     params=SatImpParams,
     formula=satimp,
     negatives="ascent",

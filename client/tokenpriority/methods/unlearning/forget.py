@@ -1,6 +1,6 @@
 """Which tokens are to be forgotten, and how the others are held on to: what every unlearning method shares.
 
-Knows the caller's labels as these methods read them and lays the signs. Knows no method's strength.
+Knows the caller's labels as these methods read them and lays the signs and the losses. Knows no method's strength.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from tokenpriority.arrays import Array, Namespace
+from tokenpriority.methods.distributions import label_log_prob
 from tokenpriority.methods.inputs import Inputs
 from tokenpriority.methods.method import Params
 from tokenpriority.methods.scope import count
@@ -23,8 +24,10 @@ class ForgetParams(Params):
     negative label are forgotten, |label| times as strongly; the other scored tokens are retained, `label` times as
     strongly where there is one (0 leaves a token out)."""
     retain: float = Field(1.0, ge=0, le=100)
-    """Weight of retained tokens, the authors' alpha; read with forget "labelled" only. Where authors scale forgetting
-    by gamma, this is their alpha / gamma."""
+    """Weight of retained tokens; read with forget "labelled" only. Forgotten and retained tokens are divided by one
+    count (but in `graddiff`, where it is the authors' alpha). Authors who weigh the two means by gamma and alpha have
+    alpha / gamma = retain only where as many tokens (`npo`, `simnpo`: sequences) are forgotten as retained, else
+    alpha / gamma = retain * n_retained / n_forgotten."""
 
     @model_validator(mode="after")
     def _retain_goes_with_labelled(self) -> Self:
@@ -49,7 +52,7 @@ def signed(
 
     `push` >= 0 is of the mask's shape. `each` says whose mean the retained NLL is: tokens are divided by the trainer's
     count of tokens; with denominator `sequences` a sequence's retained tokens share its one part, retain / n, so that
-    the retained loss stays a mean over tokens beside any length.
+    the retained loss is a mean over sequences of each one's mean.
     """
     if params.forget == "all":
         return -push
@@ -64,3 +67,14 @@ def signed(
         return weights
     labels = xp.astype(inputs.labels, push.dtype)
     return weights * xp.where(xp.isnan(labels), one, xp.abs(labels))
+
+
+def signed_loss(push: Array, log_p: Array, inputs: Inputs, params: ForgetParams, *, xp: Namespace) -> Array:
+    """`push` where a token is forgotten, retain times its NLL under `log_p` where not, each times the |label|.
+
+    `push` is of the mask's shape, `log_p` (..., T, V). Where the weight is 0 the loss is, even of an impossible label.
+    """
+    weights = signed(xp.ones_like(push), inputs, params, xp=xp)
+    loss = xp.where(weights < 0, push, -label_log_prob(log_p, inputs, xp=xp))
+    counted = weights != 0
+    return xp.abs(weights) * xp.where(counted, loss, xp.zeros_like(loss))

@@ -21,10 +21,11 @@ class NpoParams(ForgetParams):
 
 
 class SimNpoParams(ForgetParams, StudentParams):
-    """Parameters of `simnpo`; defaults are open-unlearning's, whose gamma 0.125 beside alpha 1 is retain 8 here."""
+    """Parameters of `simnpo`. Open-unlearning has gamma 0.125 beside alpha 1: retain 8 here where as many sequences are
+    forgotten as retained, else 8 n_forgotten / n_retained."""
 
-    beta: float = Field(4.5, gt=0, le=100)
-    """Sharpness per nat of the sequence's mean NLL; 2.5 in the authors' own repository."""
+    beta: float = Field(2.5, gt=0, le=100)
+    """Sharpness per nat of the sequence's mean NLL: 2.5 in the authors' repository, 4.5 in open-unlearning."""
     delta: float = Field(0.0, ge=-1000, le=1000)
     """Mean NLL, nats, at which the push has fallen to half."""
 
@@ -72,7 +73,7 @@ NPO = Method(
     denominator="sequences",
     equation="w_t = -2 sigmoid(-beta sum_t(log q(y_t) - log p(y_t)))",
     citation="NPO, arXiv 2404.05868",
-    verified="authors' code",
+    verified="third-party code",
     params=NpoParams,
     formula=npo,
     negatives="ascent",

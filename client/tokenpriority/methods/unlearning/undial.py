@@ -5,11 +5,11 @@ from __future__ import annotations
 from pydantic import Field
 
 from tokenpriority.arrays import Array, Namespace
-from tokenpriority.methods.distributions import cross_entropy, is_label, label_log_prob, log_probs
+from tokenpriority.methods.distributions import cross_entropy, is_label, log_probs
 from tokenpriority.methods.inputs import Inputs
 from tokenpriority.methods.method import Method
 from tokenpriority.methods.numerics import log_softmax
-from tokenpriority.methods.unlearning.forget import ForgetParams, signed
+from tokenpriority.methods.unlearning.forget import ForgetParams, signed_loss
 
 
 class UndialParams(ForgetParams):
@@ -33,8 +33,7 @@ def undial(inputs: Inputs, params: UndialParams, *, xp: Namespace) -> Array:
     label = is_label(log_q, inputs, xp=xp)
     target = log_softmax(xp.where(label, log_q - params.beta, log_q), xp=xp)
     push = cross_entropy(target, log_p, xp=xp)
-    weights = signed(xp.ones_like(push), inputs, params, xp=xp)
-    return xp.where(weights < 0, -weights * push, -weights * label_log_prob(log_p, inputs, xp=xp))
+    return signed_loss(push, log_p, inputs, params, xp=xp)
 
 
 UNDIAL = Method(
