@@ -21,8 +21,11 @@ SIGNALS = ("logprob", "entropy", "top1_logprob", "rank", "mass_above", "mass_tie
 OPTIONAL_SIGNALS = ("entropy_top20",)
 """Signals that are computed only where a request names them; their rows follow those of `SIGNALS`: [7, T]."""
 
-ALL_SIGNALS = (*SIGNALS, *OPTIONAL_SIGNALS, "collision")
-"""Every signal a formula may read; the last one only the trainer can compute, for the live student."""
+ENGINE_SIGNALS = (*SIGNALS, *OPTIONAL_SIGNALS)
+"""Every signal an engine may give."""
+
+ALL_SIGNALS = (*ENGINE_SIGNALS, "collision")
+"""Every signal a formula may read; the last one only the trainer can compute."""
 
 
 @dataclass(frozen=True, slots=True)

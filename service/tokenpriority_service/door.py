@@ -13,6 +13,7 @@ from msgspec import UNSET
 
 from tokenpriority import wire
 from tokenpriority.errors import InvalidParameter, InvalidRequest, TooLarge
+from tokenpriority.evidence import ENGINE_SIGNALS
 from tokenpriority.methods import Method, Params, get_method
 from tokenpriority.methods.inputs import Role
 from tokenpriority.schema import RequestEnvelope, SequenceItem
@@ -150,10 +151,16 @@ def _check_runs_here(method: Method, params: Params) -> None:
         )
     live = [_LIVE[role] for role in method.needs(params) if role in _LIVE]
     if live:
-        instead = ", or set method.params.source to 'reference'" if "source" in method.params.model_fields else ""
+        instead = ", or set method.params.source to 'reference'" if method.runs_on_reference else ""
         raise InvalidParameter(
             f"method.name: {method.name!r} reads {' and '.join(live)} with these parameters, and a server has frozen "
             f"models only: run it in the trainer{instead}"
+        )
+    unknown = [name for name in method.reads(params) if name not in ENGINE_SIGNALS]
+    if unknown:
+        raise InvalidParameter(
+            f"method.name: {method.name!r} reads {' and '.join(unknown)}, which no engine gives: run it in the trainer "
+            "with a local frozen copy of the reference"
         )
 
 

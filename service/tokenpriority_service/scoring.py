@@ -217,7 +217,14 @@ def _score(draft: Draft, sequence: Sequence, known: list[Known]) -> Scored:
         evidence.append(Evidence(**rows))
     reference, base = evidence if len(evidence) == 2 else (evidence[0], None)
     labels = sequence.labels
-    inputs = Inputs(sequence.mask, reference=reference, base=base, labels=labels, prompt=sequence.prompt)
+    inputs = Inputs(
+        sequence.mask,
+        reference=reference,
+        base=base,
+        labels=labels,
+        prompt=sequence.prompt,
+        token_ids=sequence.token_ids.astype(np.int64),
+    )
     priorities = prioritise(draft.method, draft.params, inputs, xp=NUMPY)
     if labels is not None and draft.method.labels == "over":
         priorities = spans.apply(priorities, labels, sequence.mask, xp=NUMPY)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tokenpriority import Calibration, Client
+from tokenpriority import Calibration, Client, calibration
 from tokenpriority.methods import METHODS, get_method
 
 DATASET = [np.random.default_rng(n).integers(0, 500, n) for n in range(1, 20)]
@@ -34,7 +34,8 @@ def test_a_calibration_of_another_version_is_refused(saved: Path, monkeypatch: p
     monkeypatch.setitem(METHODS, "forgetting", replace(get_method("forgetting"), version=7))
     with pytest.raises(ValueError, match=r"saved\.json: .*version 1 of 'forgetting'.*has version 7: calibrate again"):
         Calibration.load(saved)
-    monkeypatch.delitem(METHODS, "forgetting")
+    rest = {name: method for name, method in METHODS.items() if name != "forgetting"}
+    monkeypatch.setattr(calibration, "METHODS", rest)  # taken out and put back, it would be the last
     with pytest.raises(ValueError, match=r"'forgetting', which this package does not have"):
         Calibration.load(saved)
 

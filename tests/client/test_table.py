@@ -73,7 +73,8 @@ def test_where_it_runs_is_where_its_parameters_let_it(method: Method) -> None:
     source = "source" in method.params.model_fields
     frozen = set(method.roles) <= {"reference", "base"} and not method.distributions
     assert runs_on.startswith("server") == frozen
-    assert ("server" in runs_on) == (frozen or (source and not method.distributions))
+    given = "collision" not in method.signals
+    assert ("server" in runs_on) == (frozen or (source and given and not method.distributions))
     live = "base" in method.roles and "student" in method.roles
     assert ("local copy" in runs_on) == (live or bool({"reference", "base"} & set(method.distributions)))
 

@@ -63,6 +63,6 @@ def test_findings_are_kept_and_shown(tmp_path: Path) -> None:
     assert again.has((0.1, 1, "uniform"))
     assert not again.has((0.1, 1, "dft"))
     shown = table(rows)
-    assert "| uniform | 4.100 ± 0.141 | 8.00 ± 0.00 | 4.5e-05 | 1.00 | 20.0 |" in shown
+    assert "| uniform | 4.100 ± 0.141 | 8.00 ± 0.00 | -10.0 | 1.00 | 20.0 |" in shown
     assert "| ga | Diverged: the loss is nan |" in shown
     assert figure(rows).count("<circle") == 1 + 2  # the legend's; ga has none

@@ -12,13 +12,12 @@ import pytest
 
 from tokenpriority import wire
 from tokenpriority.errors import InvalidParameter
-from tokenpriority.evidence import OPTIONAL_SIGNALS, SIGNALS, Evidence
+from tokenpriority.evidence import ENGINE_SIGNALS, OPTIONAL_SIGNALS, SIGNALS, Evidence
 from tokenpriority.methods import METHODS, Inputs, Method, Params, get_method, prioritise
 from tokenpriority.spans import apply
 from tokenpriority_service.engines.engine import EngineInfo, Job
 from tokenpriority_service.engines.fake import FakeEngine
 
-ENGINE_SIGNALS = [*SIGNALS, *OPTIONAL_SIGNALS]
 IDS = [int(each) for each in np.random.default_rng(3).integers(4, 400, 90)]
 LABELLED = {
     "token_ids": IDS,
@@ -41,6 +40,8 @@ def choices(method: Method) -> Iterator[dict[str, Any]]:
         yield from ({**given, name: choice} for choice in field.get("enum", ()) if choice != field.get("default"))
     if {"source", "entropy"} <= set(fields):
         yield {**given, "source": "reference", "entropy": "full"}
+    if {"source", "seed"} <= set(fields):
+        yield {**given, "source": "reference", "mode": "random", "tau": 0.5}
 
 
 CASES = [(method.name, params) for method in METHODS.values() for params in choices(method)]
@@ -56,6 +57,8 @@ def expected_refusal(method: Method, params: dict[str, Any]) -> str | None:
         return "whole distribution"
     if set(method.needs(parsed)) - {"reference", "base"}:
         return "live student"
+    if "collision" in method.reads(parsed):
+        return "which no engine gives"
     return None
 
 
@@ -104,7 +107,8 @@ def test_it_runs_or_is_refused(
             assert error["message"].startswith(f"method.name: {name!r} reads ")
             assert "run it in the trainer" in error["message"]
             says_source = "set method.params.source to 'reference'" in error["message"]
-            assert says_source == ("source" in method.params.model_fields and refusal == "live student")
+            has_source = "source" in method.params.model_fields and "collision" not in method.signals
+            assert says_source == (has_source and refusal == "live student")
         return
     assert response.status_code == 200, response.text
     parsed = method.parse(params)
@@ -120,7 +124,7 @@ def test_it_runs_or_is_refused(
 def weighed(method: Method, params: Params, known: dict[str, Evidence]) -> Any:
     """The priorities of `LABELLED`, from its evidence and its labels."""
     mask = np.array([False, *map(bool, LABELLED["mask"][1:])])  # type: ignore[index]
-    inputs = Inputs(mask, known["reference"], known["base"], labels=labels(LABELLED))
+    inputs = Inputs(mask, known["reference"], known["base"], labels=labels(LABELLED), token_ids=np.array(IDS))
     priorities = prioritise(method, params, inputs, xp=np)
     if method.labels == "over":
         priorities = apply(priorities, labels(LABELLED), mask, xp=np)

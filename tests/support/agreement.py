@@ -36,6 +36,7 @@ class Row:
     labels: list[float]
     """NaN where there is none."""
     prompt: list[bool]
+    token_ids: list[int]
 
     def __len__(self) -> int:
         return len(self.mask)
@@ -68,6 +69,7 @@ def _row(rng: random.Random, length: int) -> Row:
         evidence={role: _signals(rng, length) for role in ROLES},
         labels=rng.choices([math.nan, math.nan, -1.0, -0.5, 0.0, 2.0], k=length),
         prompt=[rng.random() < 0.5 for _ in range(length)],
+        token_ids=[rng.randrange(200_000) for _ in range(length)],
     )
 
 
@@ -108,6 +110,7 @@ def inputs_of(rows: list[Row], array: Callable[[Any], Any]) -> Inputs:
         **{role: evidence(role) for role in ROLES},  # type: ignore[arg-type]
         labels=padded([row.labels for row in rows], math.nan),
         prompt=padded([row.prompt for row in rows], False),
+        token_ids=padded([row.token_ids for row in rows], 0),
     )
 
 
@@ -118,23 +121,27 @@ def flat(inputs: Inputs) -> Inputs:
         return given and Evidence(**{name: getattr(given, name)[0, :] for name in ALL_SIGNALS})
 
     fields = {role: evidence(getattr(inputs, role)) for role in ROLES}
-    rest = {name: getattr(inputs, name)[0, :] for name in ("mask", "labels", "prompt")}
+    rest = {name: getattr(inputs, name)[0, :] for name in ("mask", "labels", "prompt", "token_ids")}
     return Inputs(**rest, **fields)  # type: ignore[arg-type]
 
 
-def _boolean(values: Any) -> bool:
-    return isinstance(values[0][0], bool)
+def _as(convert: Callable[..., Any], xp: Any, real: Any) -> Callable[[Any], Any]:
+    """Nested lists to arrays: booleans and whole numbers as such, the rest in the dtype `real`."""
+
+    def array(values: Any) -> Any:
+        first = values[0][0]
+        return convert(
+            values, dtype=xp.bool if isinstance(first, bool) else xp.int64 if isinstance(first, int) else real
+        )
+
+    return array
 
 
 BACKENDS: tuple[tuple[Any, Callable[[Any], Any], bool], ...] = (
-    (np, lambda v: np.array(v, bool if _boolean(v) else np.float64), True),
-    (np, lambda v: np.array(v, bool if _boolean(v) else np.float32), False),
-    (xp_torch, lambda v: torch.tensor(v, dtype=torch.bool if _boolean(v) else torch.float64), True),
-    (
-        array_api_strict,
-        lambda v: array_api_strict.asarray(v, dtype=array_api_strict.bool if _boolean(v) else array_api_strict.float64),
-        True,
-    ),
+    (np, _as(np.array, np, np.float64), True),
+    (np, _as(np.array, np, np.float32), False),
+    (xp_torch, _as(torch.tensor, torch, torch.float64), True),
+    (array_api_strict, _as(array_api_strict.asarray, array_api_strict, array_api_strict.float64), True),
 )
 """(namespace, nested lists -> array, whether in double precision)."""
 
@@ -184,7 +191,9 @@ def _plain(length: int, step: float) -> Row:
     values = {name: [math.nan, *(0.5 + 0.01 * i for i in range(length - 1))] for name in ALL_SIGNALS}
     values["logprob"] = [math.nan, *(-step * (i + 1) for i in range(length - 1))]
     half = [i % 2 == 1 for i in range(length)]
-    return Row(half, dict.fromkeys(ROLES, values), [math.nan] * length, [not wanted for wanted in half])
+    return Row(
+        half, dict.fromkeys(ROLES, values), [math.nan] * length, [not wanted for wanted in half], list(range(length))
+    )
 
 
 _PLAIN = [_plain(7, 0.1), _plain(4, 0.7)]

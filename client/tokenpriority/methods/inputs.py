@@ -47,7 +47,7 @@ class Inputs:
     prompt: Array | None = None
     """Boolean: the tokens of the prompt, which the caller gave as such."""
     token_ids: Array | None = None
-    """int64; read only by formulas over whole distributions."""
+    """int64; padding may hold anything. Read by formulas over whole distributions and by draws that must repeat."""
     logits: Mapping[Role, Array] = field(default_factory=lambda: MappingProxyType({}))
     """Whole distributions, (..., T, V): row i predicts token i. Only the trainer has them; the student's carry
     gradient."""

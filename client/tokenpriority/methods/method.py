@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tokenpriority.arrays import Array, Namespace
 from tokenpriority.composition import Schedule
 from tokenpriority.errors import EngineFault, InvalidParameter, shown
+from tokenpriority.evidence import ENGINE_SIGNALS
 from tokenpriority.methods.inputs import Inputs, Role
 
 Denominator = Literal["all", "kept", "by_sign", "sequences"]
@@ -104,6 +105,11 @@ class Method:
         live = any(role in ("student", "old") for role in self.roles)
         frozen = any(role in ("reference", "base") for role in self.roles)
         return "both" if live and frozen else "student" if live else "frozen"
+
+    @property
+    def runs_on_reference(self) -> bool:
+        """Whether a server can run it with `source="reference"`: it has that choice, and engines give all it reads."""
+        return "source" in self.params.model_fields and set(self.signals) <= set(ENGINE_SIGNALS)
 
     def parse(self, params: Mapping[str, Any] | None = None) -> Any:
         """Checked parameters. Raises InvalidParameter naming the parameter, its value and the limit."""

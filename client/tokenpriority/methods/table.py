@@ -122,7 +122,7 @@ def _runs_on(method: Method) -> str:
         return "server"
     if "base" in method.roles:
         return "trainer, with a local copy of base"
-    return "trainer; server with `source=reference`" if "source" in method.params.model_fields else "trainer"
+    return "trainer; server with `source=reference`" if method.runs_on_reference else "trainer"
 
 
 def _line(row: Row) -> str:

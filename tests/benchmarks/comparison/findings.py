@@ -6,14 +6,13 @@ Knows rows, means over seeds and how figures are set. Knows nothing of models or
 from __future__ import annotations
 
 import json
-import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
 
-COLUMNS = ("clean NLL", "noise NLL", "p(idiom)", "kept", "steps/s")
+COLUMNS = ("clean NLL", "noise NLL", "log p(idiom)", "kept", "steps/s")
 """Lower is better; higher: less of the noise was learnt; lower is safer; share of non-zero weights; training alone."""
 
 
@@ -121,7 +120,7 @@ def _line(name: str, rows: Sequence[Finding]) -> str:
     cells = [
         _cell(rows, lambda row: row.clean_nll, ".3f", spread=True),
         _cell(rows, lambda row: row.noise_nll, ".2f", spread=True),
-        _cell(rows, lambda row: row.idiom_logprob and math.exp(row.idiom_logprob), ".1e"),
+        _cell(rows, lambda row: row.idiom_logprob, ".1f"),
         _cell(rows, lambda row: row.kept, ".2f"),
         _cell(rows, lambda row: row.steps_per_second, ".1f"),
     ]

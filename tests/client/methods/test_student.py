@@ -98,6 +98,20 @@ def profit(s: dict[str, float], p: Given) -> float:
     return 0.0 if drop[p.get("mode", "higher")] else 1.0
 
 
+def loop_profit_random(rows: list[Row], p: Given) -> Weights:
+    def draw(ids: list[int], place: int) -> float:
+        state = p.get("seed", 0)
+        for part in (ids[place], ids[place - 1] if place else 0, place, 0, 0):
+            state = ((state + part) * 1103515245 + 12345) % 2**31
+            state ^= state >> 15
+        return float(state / 2**31)
+
+    tau = p.get("tau", 0.1)
+    return [
+        [1.0 if wanted and draw(row.token_ids, i) >= tau else 0.0 for i, wanted in enumerate(row.mask)] for row in rows
+    ]
+
+
 def infosft(s: dict[str, float], p: Given) -> float:
     own, learnt = probability(s, p), float(p.get("learnt", 0.93))
     if own >= learnt:
@@ -139,6 +153,7 @@ CASES: list[tuple[str, Given, Loop]] = [
     ("bll_threshold", {"side": "top", "tau": 0.5, "weight": "one"}, each(threshold)),
     ("bll_threshold", {"side": "bottom", "tau": 1.0, "weight": "one"}, each(threshold)),
     ("deft", {}, each(deft)),
+    ("deft", {"source": "reference"}, each(deft)),
     ("cayley", {}, loop_cayley),
     ("cayley", {"source": "reference"}, loop_cayley),
     ("focal", {}, loop_focal),
@@ -149,6 +164,8 @@ CASES: list[tuple[str, Given, Loop]] = [
     ("profit", {"mode": "lower", "tau": 0.7, "source": "reference"}, each(profit)),
     ("profit", {"mode": "middle", "tau": 0.1, "upper": 0.8}, each(profit)),
     ("profit", {"mode": "middle", "tau": 0.5, "upper": 1.0}, each(profit)),
+    ("profit", {"mode": "random", "tau": 0.4}, loop_profit_random),
+    ("profit", {"mode": "random", "tau": 0.7, "seed": 2**31 - 1, "source": "reference"}, loop_profit_random),
     ("infosft", {}, each(infosft)),
     ("infosft", {"learnt": 0.7, "source": "reference"}, each(infosft)),
     ("eaft", {}, each(eaft)),
@@ -197,7 +214,8 @@ def extreme(values: list[float], dtype: type[np.floating[Any]]) -> Inputs:
         "collision": np.where(others > 1, dtype(1e-6), dtype(1.0)),
     }
     old = Evidence(logprob=np.full((3, len(values)), -1.0, dtype))
-    return Inputs(np.ones((3, len(values)), np.bool_), student=Evidence(**one), reference=Evidence(**one), old=old)
+    ids, wanted = np.arange(3 * len(values)).reshape(3, -1), np.ones((3, len(values)), np.bool_)
+    return Inputs(wanted, student=Evidence(**one), reference=Evidence(**one), old=old, token_ids=ids)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -230,6 +248,7 @@ def test_what_is_masked_out_has_no_influence(name: str, params: Given) -> None:
         student=spoilt(given.student),
         reference=spoilt(given.reference),
         old=spoilt(given.old),
+        token_ids=np.concatenate([given.token_ids, np.full((3, 4), -100)], axis=1),
     )
     weights = prioritise(method, method.parse(params), more, xp=np)
     np.testing.assert_allclose(weights[:, :3], alone, rtol=1e-14)
@@ -239,7 +258,7 @@ def test_what_is_masked_out_has_no_influence(name: str, params: Given) -> None:
 @pytest.mark.parametrize(("name", "params"), [(name, params) for name, params, _ in CASES])
 def test_nothing_wanted_and_length_one_give_zeros(name: str, params: Given) -> None:
     empty = Row([False], {r: {s: [math.nan] for s in ALL_SIGNALS} for r in ("reference", "base", "student", "old")},
-                [math.nan], [False])  # fmt: skip
+                [math.nan], [False], [7])  # fmt: skip
     method = get_method(name)
     for xp, array, _ in BACKENDS:
         weights = np.from_dlpack(prioritise(method, method.parse(params), inputs_of([empty, empty], array), xp=xp))

@@ -140,13 +140,39 @@ def test_eaft_reads_the_entropy_it_is_told_to() -> None:
         ("profit", {"mode": "middle"}, r"upper goes with mode"),
         ("profit", {"upper": 0.5}, r"upper goes with mode"),
         ("profit", {"mode": "middle", "tau": 0.5, "upper": 0.4}, r"upper must be at least tau, 0.5"),
-        ("profit", {"mode": "random"}, r"mode.*'higher', 'lower' or 'middle'"),
+        ("profit", {"mode": "chance"}, r"mode.*'higher', 'lower', 'middle' or 'random'"),
         ("infosft", {"learnt": 0.5}, r"learnt.*greater than 0.5"),
         ("infosft", {"learnt": 1.0}, r"learnt.*less than 1"),
         ("psft", {"high": 0.9}, r"high.*greater than or equal to 1"),
-        ("deft", {"source": "reference"}, r"source.*parameters of deft: none"),
+        ("deft", {"source": "base"}, r"source.*'reference' or 'student'"),
     ],
 )
 def test_bad_parameters_are_refused(name: str, params: Given, message: str) -> None:
     with pytest.raises(InvalidParameter, match=message):
         get_method(name).parse(params)
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.3, 0.9])
+def test_profit_drops_the_share_it_is_told_and_other_tokens_with_another_seed(tau: float) -> None:
+    ids = np.random.default_rng(0).integers(0, 50_000, (40, 500))
+    method = get_method("profit")
+
+    def kept(seed: int) -> Any:
+        params = method.parse({"mode": "random", "tau": tau, "seed": seed})
+        inputs = Inputs(np.ones(ids.shape, np.bool_), student=Evidence(np.zeros(ids.shape)), token_ids=ids)
+        return prioritise(method, params, inputs, xp=np)
+
+    first, second = kept(0), kept(1)
+    assert first.mean() == pytest.approx(1 - tau, abs=0.015)
+    agreeing = (1 - tau) ** 2 + tau**2
+    assert (first == second).mean() == pytest.approx(agreeing, abs=0.02), "two seeds draw independently"
+    assert (first[:, 1:] == first[:, :-1]).mean() == pytest.approx(agreeing, abs=0.02), "and so do neighbours"
+
+
+def test_profit_cannot_draw_without_token_ids() -> None:
+    method = get_method("profit")
+    inputs = Inputs(np.ones(3, np.bool_), student=Evidence(np.zeros(3)))
+    with pytest.raises(InvalidParameter, match=r"method.params.mode: 'random' draws by token ids"):
+        prioritise(method, method.parse({"mode": "random"}), inputs, xp=np)
+    with pytest.raises(InvalidParameter, match='seed goes with mode "random" only'):
+        method.parse({"seed": 3})

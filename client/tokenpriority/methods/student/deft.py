@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from tokenpriority.arrays import Array, Namespace
 from tokenpriority.methods.inputs import Inputs
-from tokenpriority.methods.method import Method, Params
+from tokenpriority.methods.method import Method
 from tokenpriority.methods.scope import mean
 from tokenpriority.methods.student.source import StudentParams
 
@@ -16,8 +16,8 @@ _FLOOR_SHARE = 0.5
 _LEAST_ALPHA = 0.001
 
 
-class DeftParams(Params):
-    """`deft` takes no parameters: only the live student has the collision probability it reads."""
+class DeftParams(StudentParams):
+    """Parameters of `deft`. No server gives the collision probability it reads: a reference must be a local copy."""
 
 
 class CayleyParams(StudentParams):
@@ -29,7 +29,7 @@ def _power(logprob: Array, alpha: Array, eps: float, *, xp: Namespace) -> Array:
     return alpha / (alpha + eps) * xp.exp(alpha * logprob)
 
 
-def deft(inputs: Inputs, params: DeftParams, *, xp: Namespace) -> Array:  # noqa: ARG001
+def deft(inputs: Inputs, params: DeftParams, *, xp: Namespace) -> Array:
     """Weight each token by a power of its probability, sharper where the model is sure of its next token.
 
     alpha_t = sg(sum_v p(v)^2), the probability that two draws agree
@@ -37,8 +37,8 @@ def deft(inputs: Inputs, params: DeftParams, *, xp: Namespace) -> Array:  # noqa
 
     Near plain SFT (alpha = 1/V) where the distribution is flat, DFT (alpha = 1) where it is certain.
     """
-    student = inputs.evidence("student")
-    return _power(student.logprob, student.signal("collision"), 1e-6, xp=xp)
+    evidence = inputs.evidence(params.source)
+    return _power(evidence.logprob, evidence.signal("collision"), 1e-6, xp=xp)
 
 
 def cayley(inputs: Inputs, params: CayleyParams, *, xp: Namespace) -> Array:
