@@ -39,10 +39,11 @@ def test_the_reference_of_a_live_method_is_the_servers_or_a_local_copy(
 ) -> None:
     """Two steps by a server's log-probs are those by a copy of the same model."""
     reference = {"priorities.local": {"reference": str(save_student(tmp_path / "reference", reference_seed))}}
-    two = {"max_steps": 2, "packing": True}
+    # Adam would divide the rounding of a tiny gradient by itself.
+    two = {"max_steps": 2, "packing": True, "optim": "sgd", "learning_rate": 0.1}
     run(load_config(write("asked", priorities={"url": server, **method}, training=two)))
     run(load_config(write("copied", priorities=method, training=two, **reference)))
-    assert_close(tmp_path / "asked", tmp_path / "copied", atol=1e-5)
+    assert_close(tmp_path / "asked", tmp_path / "copied", atol=2e-6)
     summaries = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("asked", "copied")]
     assert set(summaries[0]["fingerprints"]) == {"reference"}
     assert summaries[1]["fingerprints"] == {}
