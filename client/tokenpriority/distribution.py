@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from tokenpriority.arrays import Array, Namespace
 from tokenpriority.errors import InvalidParameter
 from tokenpriority.evidence import ALL_SIGNALS, Evidence
+from tokenpriority.methods.distributions import expectation
 from tokenpriority.methods.numerics import log_softmax, pick
 
 TOP = 20
@@ -56,7 +57,7 @@ def _logprob(rows: _Rows) -> Array:
 
 
 def _entropy(rows: _Rows) -> Array:
-    return _entropy_of(rows.log_q, rows.xp)
+    return _entropy_of(rows.log_q, xp=rows.xp)
 
 
 def _top1_logprob(rows: _Rows) -> Array:
@@ -81,7 +82,7 @@ def _mass_tied(rows: _Rows) -> Array:
 def _entropy_top20(rows: _Rows) -> Array:
     first = max(rows.logits.shape[-1] - TOP, 0)
     likeliest = rows.xp.sort(rows.logits, axis=-1)[..., first:]
-    return _entropy_of(log_softmax(likeliest, xp=rows.xp), rows.xp)
+    return _entropy_of(log_softmax(likeliest, xp=rows.xp), xp=rows.xp)
 
 
 def _collision(rows: _Rows) -> Array:
@@ -93,10 +94,9 @@ def _mass(rows: _Rows, counted: Array) -> Array:
     return xp.sum(xp.where(counted, xp.exp(rows.log_q), xp.zeros_like(rows.log_q)), axis=-1)
 
 
-def _entropy_of(log_q: Array, xp: Namespace) -> Array:
+def _entropy_of(log_q: Array, *, xp: Namespace) -> Array:
     """-sum q log q; what has probability 0 adds nothing."""
-    finite = xp.where(log_q > -xp.inf, log_q, xp.zeros_like(log_q))
-    return -xp.sum(xp.exp(log_q) * finite, axis=-1)
+    return -expectation(xp.exp(log_q), log_q, xp=xp)
 
 
 _SIGNALS: dict[str, Callable[[_Rows], Array]] = {

@@ -54,9 +54,13 @@ class Evidence:
 
     @classmethod
     def from_rows(cls, rows: np.ndarray[tuple[int, int], np.dtype[np.float32]]) -> Evidence:
-        """Evidence from an engine's [6, T] or [7, T] array, rows in the order of `SIGNALS + OPTIONAL_SIGNALS`; views,
-        no copy."""
+        """Evidence from an engine's [6, T] or [7, T] array, rows in the order of `ENGINE_SIGNALS`; views, no copy."""
         return cls(*rows)
+
+    def present(self) -> dict[str, Array]:
+        """The signals that are there, by name."""
+        values = {name: getattr(self, name) for name in ALL_SIGNALS}
+        return {name: value for name, value in values.items() if value is not None}
 
     def signal(self, name: str) -> Array:
         """One signal, shape (T,). Raises InvalidParameter if it is absent: an absent signal is never invented."""

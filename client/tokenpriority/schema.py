@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from tokenpriority.evidence import OPTIONAL_SIGNALS, SIGNALS
+from tokenpriority.evidence import ENGINE_SIGNALS
 
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
 Ids = bytes | list[Annotated[int, Meta(ge=0, lt=2**32)]]
@@ -69,8 +69,8 @@ class MethodCall(_Struct):
     params: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
-SignalName = Annotated[str, Meta(extra_json_schema={"enum": [*SIGNALS, *OPTIONAL_SIGNALS]})]
-"""One of `evidence.SIGNALS` or `OPTIONAL_SIGNALS`; what a model does not give is refused by name."""
+SignalName = Annotated[str, Meta(extra_json_schema={"enum": list(ENGINE_SIGNALS)})]
+"""One of `evidence.ENGINE_SIGNALS`; what a model does not give is refused by name."""
 
 
 class PriorityRequest(_Struct):

@@ -16,7 +16,7 @@ import numpy as np
 from tokenpriority import spans
 from tokenpriority.arrays import Namespace
 from tokenpriority.errors import ApiError
-from tokenpriority.evidence import OPTIONAL_SIGNALS, SIGNALS, Evidence
+from tokenpriority.evidence import ENGINE_SIGNALS, SIGNALS, Evidence
 from tokenpriority.methods import Inputs, prioritise
 from tokenpriority_service.admission import Admission
 from tokenpriority_service.dispatch import Work
@@ -213,7 +213,7 @@ def _score(draft: Draft, sequence: Sequence, known: list[Known]) -> Scored:
         if isinstance(each.rows, ApiError):
             raise each.rows
         absent = [name for name in SIGNALS if name not in model.engine.info.signals]
-        rows = dict(zip(SIGNALS + OPTIONAL_SIGNALS, each.rows, strict=False)) | dict.fromkeys(absent)
+        rows = dict(zip(ENGINE_SIGNALS, each.rows, strict=False)) | dict.fromkeys(absent)
         evidence.append(Evidence(**rows))
     reference, base = evidence if len(evidence) == 2 else (evidence[0], None)
     labels = sequence.labels

@@ -1,14 +1,13 @@
-"""A real server on a real socket, small real models, and engines that count, wait or fail."""
+"""A real server on a real socket, over small real models or a `probe.Probe`."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from probe import Probe
 from tokenpriority import wire
-from tokenpriority.errors import Unavailable
 from tokenpriority_service.app import create_app
-from tokenpriority_service.engines.engine import Engine, EngineInfo, Job, Rows
+from tokenpriority_service.engines.engine import Engine
 from tokenpriority_service.engines.fake import FakeEngine
 from tokenpriority_service.server import Server, listen
 from tokenpriority_service.service import Service
@@ -60,69 +59,6 @@ class Running:
         assert response.status_code == 200, response.text
         results: list[dict[str, Any]] = response.json()["results"]
         return results
-
-
-@dataclass
-class Probe:
-    """A real engine, watched: it counts jobs, can be held up, and can be made to answer wrongly."""
-
-    inner: Engine
-    jobs: list[Job] = field(default_factory=list)
-    release: threading.Event = field(default_factory=threading.Event)
-    spoil: Callable[[Job, Rows], Any] | None = None
-    cancelled: int = 0
-    finished: int = 0
-    fault: str | None = None
-    most_calls: int = 0
-    most_tokens: int = 0
-    calls: list[int] = field(default_factory=list)
-    """Tokens of each call in progress."""
-    siblings: dict[str, Engine] = field(default_factory=dict)
-    vocab_size: int | None = None
-
-    def __post_init__(self) -> None:
-        self.release.set()
-
-    @property
-    def info(self) -> EngineInfo:
-        return self.inner.info
-
-    @property
-    def tokenizer(self) -> Any | None:
-        return self.inner.tokenizer
-
-    @property
-    def adapters(self) -> Mapping[str, Engine]:
-        return self.siblings
-
-    async def score(self, jobs: Sequence[Job]) -> list[Any]:
-        tokens = sum(len(job.token_ids) for job in jobs)
-        self.calls.append(tokens)
-        self.most_calls = max(self.most_calls, len(self.calls))
-        self.most_tokens = max(self.most_tokens, sum(self.calls))
-        try:
-            return await self._score(jobs)
-        finally:
-            self.calls.remove(tokens)
-
-    async def _score(self, jobs: Sequence[Job]) -> list[Any]:
-        self.jobs += jobs
-        try:
-            while not self.release.is_set():  # noqa: ASYNC110  # set from the test's own thread
-                await asyncio.sleep(0.005)
-        except asyncio.CancelledError:
-            self.cancelled += 1
-            raise
-        if self.fault is not None:
-            return [Unavailable(self.fault) for _ in jobs]
-        rows = await self.inner.score(jobs)
-        self.finished += len(jobs)
-        if self.spoil is None:
-            return list(rows)
-        return [self.spoil(job, row) for job, row in zip(jobs, rows, strict=True) if not isinstance(row, Exception)]
-
-    async def close(self) -> None:
-        await self.inner.close()
 
 
 def until(condition: Callable[[], bool], what: str, seconds: float = 30.0) -> None:

@@ -18,12 +18,12 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner, Result
 
-from tokenpriority.evidence import OPTIONAL_SIGNALS, SIGNALS
+from tokenpriority.evidence import ENGINE_SIGNALS, OPTIONAL_SIGNALS, SIGNALS
 from tokenpriority_service import engines
 from tokenpriority_service.verify import verification
 from tokenpriority_service.verify.apart import Failed, run_apart
 from tokenpriority_service.verify.command import verify
-from tokenpriority_service.verify.comparison import ALL_SIGNALS, TOLERANCES, SignalError, compare, window
+from tokenpriority_service.verify.comparison import TOLERANCES, SignalError, compare, window
 from tokenpriority_service.verify.memory import free_memory, place
 from tokenpriority_service.verify.plain import Plain, run_plain
 from tokenpriority_service.verify.report import print_report, to_json
@@ -61,8 +61,8 @@ def test_an_engine_that_is_right_agrees(found: Verification) -> None:
     assert engine.judged
     assert engine.agrees
     assert only(found, "torch").agrees
-    assert [each.signal for each in engine.errors] == list(ALL_SIGNALS)
-    assert [each.signal for each in plain.errors] == list(ALL_SIGNALS)
+    assert [each.signal for each in engine.errors] == list(ENGINE_SIGNALS)
+    assert [each.signal for each in plain.errors] == list(ENGINE_SIGNALS)
     assert exact.errors == []  # it is the truth
     assert all(
         0 < each.greatest < 1e-4 for each in engine.errors[:3]
@@ -112,10 +112,10 @@ def test_bfloat16_is_judged_by_what_it_costs(checkpoints: dict[str, Path]) -> No
         run_plain(str(checkpoints["reference"]), "bfloat16", precision, sequences, window("bfloat16"))
         for precision in ("bfloat16", "float64")
     )
-    errors = compare(plain.values, ALL_SIGNALS, exact, "bfloat16", [])
+    errors = compare(plain.values, ENGINE_SIGNALS, exact, "bfloat16", [])
     assert 1e-3 < errors[0].greatest < TOLERANCES["bfloat16"].greatest
-    assert all(each.agrees for each in compare(plain.values, ALL_SIGNALS, exact, "bfloat16", errors))
-    assert not all(each.agrees for each in compare(plain.values, ALL_SIGNALS, exact, "float32", []))
+    assert all(each.agrees for each in compare(plain.values, ENGINE_SIGNALS, exact, "bfloat16", errors))
+    assert not all(each.agrees for each in compare(plain.values, ENGINE_SIGNALS, exact, "float32", []))
 
 
 def test_without_float64_transformers_in_the_dtype_is_the_truth() -> None:

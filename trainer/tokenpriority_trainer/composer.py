@@ -9,7 +9,7 @@ Shapes: R rows, C columns of the batch; S documents, T tokens of the longest.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -122,5 +122,4 @@ class Composer:
 
 
 def _in_rows(evidence: Evidence, rows: Rows) -> Evidence:
-    present = {field.name: getattr(evidence, field.name) for field in fields(Evidence)}
-    return Evidence(**{name: rows.of(values) for name, values in present.items() if values is not None})
+    return Evidence(**{name: rows.of(values) for name, values in evidence.present().items()})

@@ -9,7 +9,7 @@ Shapes: R rows, C columns of the batch; n trained tokens; V vocabulary. What is 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -106,8 +106,8 @@ def _signals(picked: Tensor, targets: Tensor, names: Iterable[str]) -> tuple[dic
     for logits, ids in zip(picked.detach().split(size), targets.split(size), strict=True):
         parts.append(evidence_of(logits.float(), ids, names=names, xp=TORCH))
         top1.append(logits.argmax(-1) == ids)
-    present = [field.name for field in fields(Evidence) if getattr(parts[0], field.name) is not None]
-    return {name: torch.cat([getattr(part, name) for part in parts]) for name in present}, torch.cat(top1)
+    present = [part.present() for part in parts]
+    return {name: torch.cat([part[name] for part in present]) for name in present[0]}, torch.cat(top1)
 
 
 def _scattered(values: Tensor, mask: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 
 from tokenpriority.arrays import Array, Namespace
 from tokenpriority.errors import EngineFault, InvalidParameter
-from tokenpriority.evidence import ALL_SIGNALS, Evidence
+from tokenpriority.evidence import Evidence
 
 Role = Literal["reference", "base", "student", "old"]
 """Whose evidence: a frozen reference, a second frozen model, the live student, or the student as it was some steps
@@ -77,12 +77,8 @@ class Inputs:
         return replace(self, **filled)
 
     def _filled(self, role: Role, xp: Namespace) -> Evidence:
-        evidence = self.evidence(role)
         filled = {}
-        for name in ALL_SIGNALS:
-            values = getattr(evidence, name)
-            if values is None:
-                continue
+        for name, values in self.evidence(role).present().items():
             if not bool(xp.all(xp.isfinite(values) | ~self.mask)):
                 raise EngineFault(
                     f"{role} evidence is missing or broken: {name} is not finite where a priority is wanted"

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from tokenpriority.evidence import OPTIONAL_SIGNALS, SIGNALS
+from tokenpriority.evidence import ENGINE_SIGNALS, SIGNALS
 
 Ids = np.ndarray[Any, np.dtype[np.uint32]]
 Rows = np.ndarray[Any, np.dtype[np.float32]]
@@ -38,7 +38,7 @@ class Job:
     @property
     def rows(self) -> tuple[str, ...]:
         """The signal of each row of the evidence: six, or seven where `top20`."""
-        return SIGNALS + OPTIONAL_SIGNALS if self.top20 else SIGNALS
+        return ENGINE_SIGNALS if self.top20 else SIGNALS
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from tokenpriority.errors import InvalidSequence, Unavailable
-from tokenpriority.evidence import OPTIONAL_SIGNALS, SIGNALS
+from tokenpriority.evidence import ENGINE_SIGNALS, SIGNALS
 from tokenpriority_service.engines import byte_tokenizer
 from tokenpriority_service.engines.contract import check_job
 from tokenpriority_service.engines.engine import Engine, EngineInfo, Ids, Job, Rows
@@ -73,7 +73,7 @@ class FakeEngine:
             max_model_len=max_model_len,
             vocab_size=vocab_size,
             fingerprint=digest.hexdigest(),
-            signals=SIGNALS + OPTIONAL_SIGNALS,
+            signals=ENGINE_SIGNALS,
         )
 
     @property

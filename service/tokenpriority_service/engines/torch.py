@@ -14,7 +14,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from tokenpriority.evidence import OPTIONAL_SIGNALS, SIGNALS
+from tokenpriority.evidence import ENGINE_SIGNALS
 from tokenpriority_service.engines import statistics
 from tokenpriority_service.engines.batches import plan_batches
 from tokenpriority_service.engines.checkpoint import load_tokenizer
@@ -69,7 +69,7 @@ class TorchEngine:
             max_model_len=length,
             vocab_size=vocab_size,
             fingerprint=model_fingerprint(loaded, self._tokenizer, _numerics(loaded, dtype, device)),
-            signals=SIGNALS + OPTIONAL_SIGNALS,
+            signals=ENGINE_SIGNALS,
         )
         self._threads = threads
         self._scorer: Scorer | None = Scorer(loaded, head)

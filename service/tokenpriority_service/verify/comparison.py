@@ -10,10 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from tokenpriority.evidence import OPTIONAL_SIGNALS, SIGNALS
+from tokenpriority.evidence import ENGINE_SIGNALS
 from tokenpriority_service.verify.plain import Plain
-
-ALL_SIGNALS = SIGNALS + OPTIONAL_SIGNALS
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +66,7 @@ def compare(
     tolerance = TOLERANCES[dtype]
     of_plain = {each.signal: each for each in yardstick}
     errors = []
-    for row, signal in enumerate(ALL_SIGNALS):
+    for row, signal in enumerate(ENGINE_SIGNALS):
         if signal not in signals:
             continue
         given = values[row].astype(np.float64)

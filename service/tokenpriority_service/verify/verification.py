@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tokenpriority.evidence import ENGINE_SIGNALS
 from tokenpriority_service.engines import Load, load_engine
 from tokenpriority_service.engines.engine import Ids
 from tokenpriority_service.verify.apart import Failed, run_apart
-from tokenpriority_service.verify.comparison import ALL_SIGNALS, SignalError, compare, window
+from tokenpriority_service.verify.comparison import SignalError, compare, window
 from tokenpriority_service.verify.hosted import run_hosted
 from tokenpriority_service.verify.plain import Plain, run_plain
 from tokenpriority_service.verify.sequences import make_sequences, vocabulary_of
@@ -130,7 +131,7 @@ def _transformers(
             rows.append(Outcome(_named(precision), failure=each.reason))
             continue
         compared = isinstance(truth, Plain) and each is not truth
-        errors = compare(each.values, ALL_SIGNALS, truth, dtype, []) if compared and isinstance(truth, Plain) else []
+        errors = compare(each.values, ENGINE_SIGNALS, truth, dtype, []) if compared and isinstance(truth, Plain) else []
         rows.append(Outcome(_named(precision), None, errors, tokens / each.seconds, each.load_seconds))
     return truth, rows
 

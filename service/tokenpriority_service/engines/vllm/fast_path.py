@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tokenpriority.evidence import OPTIONAL_SIGNALS, SIGNALS
+from tokenpriority.evidence import ENGINE_SIGNALS
 from tokenpriority_service.engines.chunks import chunk_rows
 from tokenpriority_service.engines.contract import probe_ids
 from tokenpriority_service.engines.engine import Ids, Rows
@@ -24,7 +24,7 @@ class FastPath:
     """A pooling model made by `models`; `logits_bytes` bounds the logits alive in each worker."""
 
     name = "full"
-    signals = SIGNALS + OPTIONAL_SIGNALS
+    signals = ENGINE_SIGNALS
     environment: Mapping[str, str] = {SWITCH: "1"}
 
     def __init__(self, *, dtype: str, logits_bytes: int) -> None:
