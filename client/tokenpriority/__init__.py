@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tokenpriority.async_client import AsyncClient
     from tokenpriority.calibration import Calibration
     from tokenpriority.client import Client
+    from tokenpriority.coverage import Coverage, Covered
     from tokenpriority.errors import (
         ApiError,
         ConnectionFailed,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
         InvalidSequence,
         MalformedBody,
         NotFound,
+        NotStored,
         Overloaded,
         SequenceErrors,
         TokenPriorityError,
@@ -43,6 +45,8 @@ __all__ = [
     "Client",
     "ConnectionFailed",
     "ContractBroken",
+    "Coverage",
+    "Covered",
     "EngineFault",
     "FingerprintChanged",
     "Forbidden",
@@ -52,6 +56,7 @@ __all__ = [
     "InvalidSequence",
     "MalformedBody",
     "NotFound",
+    "NotStored",
     "Overloaded",
     "Prefetch",
     "ScoreFailure",
@@ -67,6 +72,8 @@ _ELSEWHERE = {
     "AsyncClient": "async_client",
     "Calibration": "calibration",
     "Client": "client",
+    "Coverage": "coverage",
+    "Covered": "coverage",
     "Prefetch": "prefetch",
     "ScoreFailure": "scores",
     "Scores": "scores",

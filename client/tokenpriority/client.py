@@ -1,6 +1,7 @@
 """The synchronous client: the asynchronous one, run in a background thread.
 
-Knows how to hand a call over and wait for it. Everything else is in `async_client.py`.
+Knows how a call is handed over and its results taken. The routes without sequences are in `session.py`, everything
+else in `async_client.py`.
 """
 
 from __future__ import annotations
@@ -8,59 +9,38 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, closing
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from tokenpriority.async_client import AsyncClient
-from tokenpriority.background import Background, wait
+from tokenpriority.background import wait
 from tokenpriority.batches import batch_sequences
-from tokenpriority.exchange import Call
+from tokenpriority.coverage import COVERAGE, Coverage
+from tokenpriority.exchange import PRIORITIES, A, Call, Question
 from tokenpriority.prefetch import Prefetch
 from tokenpriority.progress import Advance, progress_bar
-from tokenpriority.schema import Limits, MethodInfo, ModelInfo
-from tokenpriority.scores import Scores
+from tokenpriority.scores import ScoreFailure, Scores
 from tokenpriority.sequences import Entry, SequenceLike, encoded
+from tokenpriority.session import Session
 from tokenpriority.window import Errors, Result, ahead, check_errors, handed_out
 
 if TYPE_CHECKING:
-    import httpx
-
     from tokenpriority.calibration import Calibration
 
 B = TypeVar("B")
+R = TypeVar("R")
 
 
-class Client:
+class Client(Session):
     """A scoring server; may be used from several threads, pickled, and used after a fork.
 
-    `url` the server's address; `model` the default of every call; `timeout` seconds without a byte of an answer;
-    `max_inflight_tokens` bounds what was sent and not yet answered, over all calls; `retries` attempts after the
-    first, on connection errors, 408, 409, 429 and 5xx; `transport` instead of the network, such as
-    `httpx.ASGITransport(app)`.
+    `url` the server's address; `model` the default of every call; `service_class` who waits for the answers:
+    `interactive` work goes before `bulk` work; `timeout` seconds without a byte of an answer; `max_inflight_tokens`
+    bounds what was sent and not yet answered, over all calls; `retries` attempts after the first, on connection
+    errors, 408, 409, 429 and 5xx; `max_wait` seconds that one request waits, in all, while the server says when to
+    come back (429 or 503 with Retry-After), which uses up no attempt unless `retries` is 0; `transport` instead of the
+    network, such as `httpx.ASGITransport(app)`.
 
     The first answer pins each model's fingerprint: a later answer by another model raises FingerprintChanged.
     """
-
-    def __init__(
-        self,
-        url: str,
-        *,
-        api_key: str | None = None,
-        model: str = "reference",
-        timeout: float = 120.0,
-        max_inflight_tokens: int = 262_144,
-        retries: int = 8,
-        transport: httpx.AsyncBaseTransport | None = None,
-    ) -> None:
-        self._remote = AsyncClient(
-            url,
-            api_key=api_key,
-            model=model,
-            timeout=timeout,
-            max_inflight_tokens=max_inflight_tokens,
-            retries=retries,
-            transport=transport,
-        )
-        self._background = Background(self._remote.aclose)
 
     def score(
         self,
@@ -71,15 +51,17 @@ class Client:
         signals: Iterable[str] = (),
         model: str | None = None,
         offsets: bool = False,
+        cached_only: bool = False,
     ) -> list[Scores]:
         """Scores of each sequence, in order.
 
         A sequence is token ids (1-D array or list), a text, or a mapping with the keys of `schema.SequenceItem`.
-        `offsets` asks for the characters of each token of sequences given as text. Raises SequenceErrors, which holds
+        `offsets` asks for the characters of each token of sequences given as text. With `cached_only` nothing is
+        computed, and a sequence that is not stored whole is refused as NotStored. Raises SequenceErrors, which holds
         both halves, if some sequences were refused; ApiError if the call was; ConnectionFailed after all retries;
         ContractBroken or FingerprintChanged if the answer cannot be used.
         """
-        call = Call(model or self._remote.model, method, params, signals, offsets)
+        call = self._remote.call(method, params, signals, model, offsets=offsets, cached_only=cached_only)
         entries = list(encoded(sequences))  # in this thread: the iterable may be slow, or use this client
         return self._background.run(self._remote.score_entries(entries, call))
 
@@ -94,6 +76,7 @@ class Client:
         model: str | None = ...,
         progress: bool = ...,
         errors: Literal["raise"] = ...,
+        cached_only: bool = ...,
     ) -> Generator[Scores]: ...
     @overload
     def score_many(
@@ -106,6 +89,7 @@ class Client:
         model: str | None = ...,
         progress: bool = ...,
         errors: Literal["return"],
+        cached_only: bool = ...,
     ) -> Generator[Result]: ...
     def score_many(
         self,
@@ -117,15 +101,16 @@ class Client:
         model: str | None = None,
         progress: bool = False,
         errors: Errors = "raise",
+        cached_only: bool = False,
     ) -> Generator[Result]:
         """Scores of many sequences, in order; read lazily, at most `max_inflight_tokens` ahead of what was taken.
 
         A sequence that failed raises SequenceErrors in its place, with all before it handed out, or, with
         errors="return", is handed out as a ScoreFailure. An error of the iterable is raised in its place too.
-        `progress` shows a bar. Raises as `score`.
+        `progress` shows a bar. `cached_only` and what is raised as in `score`.
         """
         check_errors(errors)
-        call = Call(model or self._remote.model, method, params, signals)
+        call = self._remote.call(method, params, signals, model, cached_only=cached_only)
         return self._stream(encoded(sequences), call, progress_bar(progress, sequences), errors)
 
     def prefetch(
@@ -139,20 +124,42 @@ class Client:
         model: str | None = None,
         depth: int = 8,
         offsets: bool = False,
+        cached_only: bool = False,
     ) -> Prefetch[B]:
         """Iterate `(batch, scores of sequences(batch))` in the loader's order, at most `depth` batches ahead.
 
         Without `sequences` the batch itself is a list of sequences, or a mapping whose `input_ids` hold them as rows,
         cut where `attention_mask` is 0; a batch of another kind raises TypeError. See `batch_sequences`, `Prefetch`.
-        Depth 8 keeps a trainer from waiting where scoring takes up to 0.7 of a training step; `offsets` as in `score`.
+        Depth 8 keeps a trainer from waiting where scoring takes up to 0.7 of a training step; `offsets` and
+        `cached_only` as in `score`.
         """
-        call = Call(model or self._remote.model, method, params, signals, offsets)
+        call = self._remote.call(method, params, signals, model, offsets=offsets, cached_only=cached_only)
         pick = batch_sequences if sequences is None else sequences
 
         def begin(batch: B) -> Future[list[Scores]]:
             return self._background.submit(self._remote.score_entries(list(encoded(pick(batch))), call))
 
         return Prefetch(loader, begin, depth)
+
+    def coverage(
+        self,
+        sequences: Iterable[SequenceLike],
+        *,
+        method: str = "uniform",
+        params: Mapping[str, Any] | None = None,
+        signals: Iterable[str] = (),
+        model: str | None = None,
+        progress: bool = False,
+    ) -> Coverage:
+        """How much of these sequences the server has stored of what `score` with the same arguments would need.
+
+        Nothing is computed or charged. The iterable is read lazily, as in `score_many`; a sequence that cannot be
+        scored is a ScoreFailure among the items. `progress` shows a bar. Raises as `score`, but for SequenceErrors.
+        """
+        call = self._remote.call(method, params, signals, model)
+        bar = progress_bar(progress, sequences, "looking up")
+        with closing(self._groups(encoded(sequences), call, COVERAGE, bar)) as groups:
+            return Coverage.of(item for group in groups for item in group)
 
     def calibrate(
         self,
@@ -179,69 +186,24 @@ class Client:
                 calibrator.add(scores)
             return calibrator.calibration(self.fingerprints)
 
-    def models(self) -> list[ModelInfo]:
-        """The server's models."""
-        return self._background.run(self._remote.models())
-
-    def methods(self) -> list[MethodInfo]:
-        """The server's priority methods, each with the JSON schema of its parameters."""
-        return self._background.run(self._remote.methods())
-
-    def limits(self) -> Limits:
-        """What the server takes at once, and what it has queued."""
-        return self._background.run(self._remote.limits())
-
-    def ready(self) -> bool:
-        """Whether the server answers and its models are loaded; one attempt."""
-        return self._background.run(self._remote.ready())
-
-    def wait_until_ready(self, timeout: float, models: Iterable[str] | None = None) -> None:
-        """Return once the server is ready, or, with `models`, once those of these names are, whatever the others do.
-
-        Raises ConnectionFailed after `timeout` seconds; Unavailable at once if a model says it never will be, and, with
-        `models`, NotFound or another ApiError at once if waiting cannot help.
-        """
-        self._background.run(self._remote.wait_until_ready(timeout, models))
-
-    @property
-    def fingerprints(self) -> dict[str, str]:
-        """Fingerprint of each model that has answered or was pinned."""
-        return self._remote.fingerprints
-
-    def pin(self, fingerprints: Mapping[str, str]) -> None:
-        """Expect these fingerprints by model, those of an earlier run or of a Calibration.
-
-        Raises FingerprintChanged if a model has already answered with another; later answers raise it likewise.
-        """
-        self._remote.pin(fingerprints)
-
-    def close(self) -> None:
-        """Cancel what is under way, close the connections and end the thread; idempotent."""
-        self._background.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __getstate__(self) -> AsyncClient:
-        return self._remote
-
-    def __setstate__(self, remote: AsyncClient) -> None:
-        self._remote = remote
-        self._background = Background(remote.aclose)
-
-    def _stream(
-        self, entries: Iterable[Entry], call: Call, bar: AbstractContextManager[Advance], errors: Errors
-    ) -> Generator[Result]:
+    def _groups(
+        self, entries: Iterable[Entry], call: Call, question: Question[A, R], bar: AbstractContextManager[Advance]
+    ) -> Generator[list[R | ScoreFailure]]:
+        """The results of each group of entries, in order, each asked for before it is wanted."""
         remote, begin = self._remote, self._background.submit
         bound = remote.settings.max_inflight_tokens
-        requests = ahead(entries, lambda group: remote.ask(group, call), begin, bound, remote.group_tokens)
-        position = 0
+        requests = ahead(entries, lambda group: remote.ask(group, call, question), begin, bound, remote.group_tokens)
         with bar as advance, closing(requests):
             for request in requests:
                 results = wait(request)
                 advance(results)
+                yield results
+
+    def _stream(
+        self, entries: Iterable[Entry], call: Call, bar: AbstractContextManager[Advance], errors: Errors
+    ) -> Generator[Result]:
+        position = 0
+        with closing(self._groups(entries, call, PRIORITIES, bar)) as groups:
+            for results in groups:
                 yield from handed_out(results, position, errors)
                 position += len(results)

@@ -6,7 +6,7 @@ Knows HTTP, and is the only module that runs httpx. Knows nothing of sequences o
 from __future__ import annotations
 
 import asyncio
-import itertools
+import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -16,14 +16,19 @@ import httpx
 
 from tokenpriority import wire
 from tokenpriority.cancelling import uncut
-from tokenpriority.errors import ConnectionFailed
+from tokenpriority.errors import ApiError, ConnectionFailed
 from tokenpriority.exchange import read_error
-from tokenpriority.retry import next_delay, worth_retrying
+from tokenpriority.retry import Patience, next_delay, worth_retrying
 
 MAX_REQUESTS = 8
-"""Requests in flight; equal to the connections of the pool, so that nothing ever waits inside it."""
+"""Bodies in flight. The pool has one connection more, for a question without one (GET), so that it is answered while
+the others wait for a quota, and nothing ever waits inside the pool."""
 CONNECT_SECONDS = 10.0
 """Limit on connecting, and on waiting for the pool: the latter cannot happen and would be a bug."""
+LONG_WAIT, TELL_EVERY = 5.0, 60.0
+"""Seconds for which a server has put a request off before that is logged, and between two such lines."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +42,9 @@ class Settings:
     max_inflight_tokens: int = 262_144
     """Tokens of requests that were sent and not yet answered, over all calls."""
     retries: int = 8
-    """Attempts after the first."""
+    """Attempts after the first; 0 also ignores max_wait."""
+    max_wait: float = 3600.0
+    """Seconds that one request waits, in all, while the server puts it off (429 or 503, with Retry-After)."""
     transport: httpx.AsyncBaseTransport | None = None
     """Instead of the network, such as `httpx.ASGITransport(app)`."""
 
@@ -47,6 +54,8 @@ class Settings:
         for name, least in (("timeout", 0), ("max_inflight_tokens", 0), ("retries", -1)):
             if not getattr(self, name) > least:
                 raise ValueError(f"{name}: must be greater than {least}, got {getattr(self, name)}")
+        if not self.max_wait >= 0:
+            raise ValueError(f"max_wait: must be at least 0, got {self.max_wait}")
 
     def __repr__(self) -> str:
         return f"Settings(url={self.url!r})"  # the key stays out of logs
@@ -67,6 +76,8 @@ class Connection:
         self._sleep = sleep
         self._rng = rng or random.Random()
         self._requests = asyncio.Semaphore(MAX_REQUESTS)
+        self._gets = asyncio.Semaphore(1)
+        self._told = -TELL_EVERY  # loop time of the last line about waiting
         self._tokens = TokenBudget(settings.max_inflight_tokens)
         headers = {"accept": wire.MSGPACK}
         if settings.api_key is not None:
@@ -76,7 +87,7 @@ class Connection:
             base_url=settings.url,
             headers=httpx.Headers(headers, encoding="utf-8"),
             timeout=httpx.Timeout(settings.timeout, connect=quick, pool=quick),
-            limits=httpx.Limits(max_connections=MAX_REQUESTS, max_keepalive_connections=MAX_REQUESTS),
+            limits=httpx.Limits(max_connections=MAX_REQUESTS + 1, max_keepalive_connections=MAX_REQUESTS + 1),
             transport=settings.transport,
         )
 
@@ -89,8 +100,8 @@ class Connection:
             return await self._send("POST", path, body, failed)
 
     async def get(self, path: str) -> httpx.Response:
-        """A 2xx answer."""
-        async with self._requests:
+        """A 2xx answer, however many bodies are in flight."""
+        async with self._gets:
             return await self._send("GET", path)
 
     async def ok(self, path: str) -> bool:
@@ -112,9 +123,9 @@ class Connection:
             return None
         raise read_error(response.status_code, response.headers, response.content)
 
-    async def pause(self, attempt: int, retry_after: float | None = None) -> None:
+    async def pause(self, attempt: int) -> None:
         """Wait as long as is due after failed attempt number `attempt`, from 0."""
-        await self._sleep(next_delay(attempt, retry_after, self._rng))
+        await self._sleep(next_delay(attempt, None, self._rng))
 
     async def aclose(self) -> None:
         """Close the connections; idempotent."""
@@ -123,27 +134,35 @@ class Connection:
     async def _send(self, method: str, path: str, body: bytes | None = None, failed: int = 0) -> httpx.Response:
         """Send until answered. Raises ApiError (what the server said last) or ConnectionFailed."""
         headers = {"content-type": wire.MSGPACK} if body is not None else None
-        for attempt in itertools.count(failed):
-            retry_after = None
+        patience = Patience(self._settings.retries, self._settings.max_wait, self._rng, failed)
+        while True:
             try:
                 response = await uncut(self._http.request(method, path, content=body, headers=headers))
             except httpx.RequestError as error:
                 again = isinstance(error, httpx.TransportError) and not isinstance(error, httpx.UnsupportedProtocol)
-                if not again or attempt >= self._settings.retries:
-                    raise self._unreachable(method, path, attempt, error) from error
+                delay = patience.delay() if again else None
+                if delay is None:
+                    raise self._unreachable(method, path, patience.failed + 1, error) from error
             else:
                 if response.is_success:
                     return response
                 refusal = read_error(response.status_code, response.headers, response.content)
-                if not worth_retrying(response.status_code) or attempt >= self._settings.retries:
+                delay = patience.delay(refusal) if worth_retrying(response.status_code) else None
+                if delay is None:
                     raise refusal
-                retry_after = refusal.retry_after
-            await self.pause(attempt, retry_after)
-        raise AssertionError("the loop above ends by return or raise")
+                self._tell(refusal, patience)
+            await self._sleep(delay)
 
-    def _unreachable(self, method: str, path: str, attempt: int, error: Exception) -> ConnectionFailed:
+    def _tell(self, refusal: ApiError, patience: Patience) -> None:
+        """Log that a request waits at the server's word: else nobody would know why a run stands still."""
+        now = self.loop.time()
+        if patience.waited >= LONG_WAIT and now - self._told >= TELL_EVERY:
+            self._told = now
+            logger.warning("waiting: %s: %s", type(refusal).__name__, refusal)
+
+    def _unreachable(self, method: str, path: str, attempts: int, error: Exception) -> ConnectionFailed:
         what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        return ConnectionFailed(f"{method} {self._settings.url}{path}: no answer in {attempt + 1} attempts ({what})")
+        return ConnectionFailed(f"{method} {self._settings.url}{path}: no answer in {attempts} attempts ({what})")
 
 
 class TokenBudget:

@@ -12,12 +12,13 @@ Knows the error types, their HTTP statuses and how one is written and read. Know
         ├── Unauthorized        401
         ├── Forbidden           403
         ├── NotFound            404    unknown model, method or route
+        │   └── NotStored              asked for from the store alone, and not there
         ├── TooLarge            413    split the request
         ├── InvalidRequest      422    a field is unknown, of the wrong type or out of range
         │   ├── InvalidParameter       of the method
         │   └── InvalidSequence        one sequence; the others of its request are scored
         ├── Overloaded          429    carries `retry_after`
-        ├── Unavailable         503    loading, draining
+        ├── Unavailable         503    loading, draining, full; may carry `retry_after`
         ├── EngineFault         503    the engine failed on this work
         └── InternalError       500    a bug
 """
@@ -94,6 +95,12 @@ class NotFound(ApiError):
     type, status = "not_found", 404
 
 
+class NotStored(NotFound):
+    """The sequence was asked for with `cached_only`, and its evidence is not stored."""
+
+    type, status = "not_stored", 404
+
+
 class TooLarge(ApiError):
     """The request is larger than the server takes at once; the client splits it."""
 
@@ -119,13 +126,13 @@ class InvalidSequence(InvalidRequest):
 
 
 class Overloaded(ApiError):
-    """The server has as much work as it accepts; `retry_after` says when to come back."""
+    """The team has as much work at the server as it may; `retry_after` says when to come back."""
 
     type, status = "overloaded", 429
 
 
 class Unavailable(ApiError):
-    """The server is loading its models or draining."""
+    """The server is loading its models, draining, full, or without its database."""
 
     type, status = "unavailable", 503
 
@@ -147,6 +154,7 @@ _WIRE: tuple[type[ApiError], ...] = (
     Unauthorized,
     Forbidden,
     NotFound,
+    NotStored,
     TooLarge,
     InvalidRequest,
     InvalidParameter,

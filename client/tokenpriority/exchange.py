@@ -6,9 +6,9 @@ Whatever of an answer is missing, short, out of order or not a number raises; no
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
 import numpy as np
@@ -24,11 +24,21 @@ from tokenpriority.errors import (
     error_class,
 )
 from tokenpriority.retry import parse_retry_after
-from tokenpriority.schema import ErrorBody, ErrorResponse, PriorityResponse, ResultItem
+from tokenpriority.schema import (
+    CoverageItem,
+    CoverageResponse,
+    ErrorBody,
+    ErrorResponse,
+    PriorityResponse,
+    ResultItem,
+    ServiceClass,
+)
 from tokenpriority.scores import Floats, Ids, ScoreFailure, Scores
 from tokenpriority.sequences import Item, plain_number
 
 T = TypeVar("T")
+A = TypeVar("A", bound=PriorityResponse | CoverageResponse)
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +50,8 @@ class Call:
     params: Mapping[str, Any] | None = None
     signals: Iterable[str] = ()
     offsets: bool = False
+    service_class: ServiceClass = "interactive"
+    cached_only: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.signals, str):
@@ -47,8 +59,20 @@ class Call:
         object.__setattr__(self, "signals", tuple(self.signals))  # an iterator would serve the first request only
 
 
+@dataclass(frozen=True, slots=True)
+class Question(Generic[A, R]):
+    """What is asked of a group of sequences: the route, the body of its answer, and how its results are read."""
+
+    path: str
+    body: type[A]
+    read: Callable[[A, Sequence[Item], Call], list[R | ScoreFailure]]
+
+
 def build_request(items: Sequence[Item], call: Call) -> bytes:
-    """The msgpack body of POST /v1/priorities. Raises InvalidParameter if a parameter cannot be encoded."""
+    """The msgpack body of a question, without most fields that have the contract's default.
+
+    Raises InvalidParameter if a parameter cannot be encoded.
+    """
     try:
         params = msgspec.to_builtins(dict(call.params or {}), enc_hook=plain_number)
     except TypeError as error:
@@ -59,7 +83,10 @@ def build_request(items: Sequence[Item], call: Call) -> bytes:
         "signals": list(call.signals),
         "sequences": [{"id": item.id, **item.fields} for item in items],
     }
-    return wire.encode({**body, "offsets": True} if call.offsets else body)
+    if call.service_class != "interactive":
+        body["service_class"] = call.service_class
+    flags = {"offsets": call.offsets, "cached_only": call.cached_only}
+    return wire.encode(body | {name: True for name, is_set in flags.items() if is_set})
 
 
 def read(body: bytes, kind: type[T], content_type: str) -> T:
@@ -88,22 +115,38 @@ def read_error(status: int, headers: Mapping[str, str], body: bytes) -> ApiError
 
 
 def read_scores(response: PriorityResponse, items: Sequence[Item], call: Call) -> list[Scores | ScoreFailure]:
-    """The results of a request in the order of its items, every promise checked. Raises ContractBroken."""
-    for what, got, asked in (
-        ("model", response.model.name, call.model),
-        ("method", response.method.name, call.method),
-        ("number of results", len(response.results), len(items)),
-    ):
-        if got != asked:
-            raise ContractBroken(f"{what}: asked for {asked!r}, the server answered {got!r}")
+    """The scores of a request in the order of its items, every promise checked. Raises ContractBroken."""
+    _same("method", response.method.name, call.method)
+    check_answer(response, items, call)
     return [_result(result, item, call) for result, item in zip(response.results, items, strict=True)]
 
 
-def _result(result: ResultItem, item: Item, call: Call) -> Scores | ScoreFailure:
+PRIORITIES = Question("/v1/priorities", PriorityResponse, read_scores)
+
+
+def check_answer(response: PriorityResponse | CoverageResponse, items: Sequence[Item], call: Call) -> None:
+    """Raises ContractBroken if it answers for another model or another number of sequences."""
+    _same("model", response.model.name, call.model)
+    _same("number of results", len(response.results), len(items))
+
+
+def failure_of(result: ResultItem | CoverageItem, item: Item) -> ScoreFailure | None:
+    """The item's failure, if its result is one. Raises ContractBroken if the result is another item's."""
     _promise(result.id == item.id, item, f"its result has the id {result.id!r}: results are out of order")
-    if isinstance(result.error, ErrorBody):
-        error = error_class(result.error.type, InvalidSequence.status)
-        return ScoreFailure(item.id, error(result.error.message, request_id=result.error.request_id))
+    if not isinstance(result.error, ErrorBody):
+        return None
+    error = error_class(result.error.type, InvalidSequence.status)
+    return ScoreFailure(item.id, error(result.error.message, request_id=result.error.request_id))
+
+
+def _same(what: str, got: Any, asked: Any) -> None:
+    if got != asked:
+        raise ContractBroken(f"{what}: asked for {asked!r}, the server answered {got!r}")
+
+
+def _result(result: ResultItem, item: Item, call: Call) -> Scores | ScoreFailure:
+    if failure := failure_of(result, item):
+        return failure
     token_ids = _token_ids(result, item)
     length = len(token_ids)
     signals = result.signals if isinstance(result.signals, dict) else {}

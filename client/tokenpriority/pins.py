@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from msgspec import UNSET
 
 from tokenpriority.errors import FingerprintChanged
-from tokenpriority.schema import PriorityResponse
+from tokenpriority.schema import CoverageResponse, PriorityResponse
 
 
 class Pins:
@@ -29,10 +29,12 @@ class Pins:
                     f"model {name!r} had the fingerprint {pinned} at the start of this run, now {fingerprint}"
                 )
 
-    def check(self, response: PriorityResponse) -> None:
-        """Pin on first sight. Raises FingerprintChanged if the model or the method is another than before."""
+    def check(self, response: PriorityResponse | CoverageResponse) -> None:
+        """Pin on first sight. Raises FingerprintChanged if a model or the method is another than before."""
         models = [response.model] if response.base is UNSET else [response.model, response.base]
         self.pin({model.name: model.fingerprint for model in models})
+        if isinstance(response, CoverageResponse):
+            return
         method = response.method
         version = self._versions.setdefault(method.name, method.version)
         if version != method.version:

@@ -5,16 +5,16 @@ Knows rich, imported only where a bar is wanted. Knows nothing of what is counte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-from tokenpriority.scores import ScoreFailure, Scores
+from tokenpriority.scores import Scores
 
-Advance = Callable[[list[Scores | ScoreFailure]], None]
+Advance = Callable[[Sequence[Any]], None]
 
 
-def progress_bar(wanted: bool, sequences: Iterable[Any]) -> AbstractContextManager[Advance]:
+def progress_bar(wanted: bool, sequences: Iterable[Any], doing: str = "scoring") -> AbstractContextManager[Advance]:
     """A context giving a function to call with each group of results. Raises ImportError if rich is missing."""
     if not wanted:
         return nullcontext(lambda _: None)
@@ -31,18 +31,18 @@ def progress_bar(wanted: bool, sequences: Iterable[Any]) -> AbstractContextManag
         TimeElapsedColumn(),
     )
     bar = Progress(*columns, console=Console(stderr=True))
-    return _shown(bar, len(sequences) if isinstance(sequences, Sized) else None)
+    return _shown(bar, len(sequences) if isinstance(sequences, Sized) else None, doing)
 
 
 @contextmanager
-def _shown(bar: Any, total: int | None) -> Iterator[Advance]:
+def _shown(bar: Any, total: int | None, doing: str) -> Iterator[Advance]:
     tokens = 0
     with bar:
-        task = bar.add_task("scoring", total=total, tokens=0)
+        task = bar.add_task(doing, total=total, tokens=0)
 
-        def advance(results: list[Scores | ScoreFailure]) -> None:
+        def advance(results: Sequence[Any]) -> None:
             nonlocal tokens
-            tokens += sum(len(r.token_ids) for r in results if isinstance(r, Scores))
+            tokens += sum(len(r.token_ids) if isinstance(r, Scores) else getattr(r, "tokens", 0) for r in results)
             bar.update(task, advance=len(results), tokens=tokens)
 
         yield advance

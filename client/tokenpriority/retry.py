@@ -1,7 +1,7 @@
-"""When a request is sent again, and after how long.
+"""When a request is sent again, after how long, and for how long at most.
 
-Knows statuses, delays and Retry-After. Knows nothing of sockets or clocks. Scoring has no side effects, so sending
-it again is always safe.
+Knows statuses, errors, delays and Retry-After. Knows nothing of sockets or clocks. Scoring has no side effects, so
+sending it again is always safe.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import math
 import random
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+
+from tokenpriority.errors import ApiError, Overloaded, Unavailable
 
 FIRST_DELAY = 0.5
 MAX_DELAY = 8.0
@@ -36,6 +38,37 @@ def next_delay(attempt: int, retry_after: float | None, rng: random.Random) -> f
     if retry_after is not None:
         return min(retry_after, MAX_RETRY_AFTER) * (1 + JITTER * rng.random())
     return min(FIRST_DELAY * 2.0 ** min(attempt, 16), MAX_DELAY) * (1 - JITTER * rng.random())
+
+
+class Patience:
+    """What one request has left: attempts, and seconds in which the server may put it off.
+
+    A server that refuses for a while and says how long (Overloaded or Unavailable, with Retry-After) is obeyed without
+    using up an attempt: waiting for a quota's refill is no failure. All such waits together take at most `max_wait`
+    seconds. Whatever else fails uses up one of `retries` attempts after the first; `failed` are used up already. With
+    retries = 0 a request is sent once, whatever the answer.
+    """
+
+    def __init__(self, retries: int, max_wait: float, rng: random.Random, failed: int = 0) -> None:
+        self._retries = retries
+        self._max_wait = max_wait
+        self._rng = rng
+        self.failed = failed
+        """Attempts used up."""
+        self.waited = 0.0
+        """Seconds for which the server has put the request off."""
+
+    def delay(self, refusal: ApiError | None = None) -> float | None:
+        """Seconds to wait before the next attempt, None if there is to be none; `refusal` is what the server said."""
+        named = None if refusal is None else refusal.retry_after
+        if self._retries and named is not None and isinstance(refusal, Overloaded | Unavailable):
+            delay = max(next_delay(0, named, self._rng), FIRST_DELAY)  # "0" for ever would be asked without a pause
+            self.waited += delay
+            return delay if self.waited <= self._max_wait else None
+        if self.failed >= self._retries:
+            return None
+        self.failed += 1
+        return next_delay(self.failed - 1, named, self._rng)
 
 
 def parse_retry_after(value: str | None, now: datetime | None = None) -> float | None:

@@ -10,7 +10,7 @@ either format (in JSON the binary form is base64).
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -73,11 +73,16 @@ SignalName = Annotated[str, Meta(extra_json_schema={"enum": list(ENGINE_SIGNALS)
 """One of `evidence.ENGINE_SIGNALS`; what a model does not give is refused by name."""
 
 
+ServiceClass = Literal["interactive", "bulk"]
+"""Who waits: `interactive` work goes before `bulk` work, which always keeps a share of the engine."""
+
+
 class PriorityRequest(_Struct):
-    """Body of POST /v1/priorities.
+    """Body of POST /v1/priorities and of POST /v1/coverage.
 
     `offsets` asks for the characters of each token and the text they count in (see ResultItem); sequences given as
-    token_ids have none.
+    token_ids have none. With `cached_only` nothing is computed: a sequence that is not stored whole is that item's
+    `not_stored` error.
     """
 
     sequences: Annotated[list[SequenceItem], Meta(min_length=1)]
@@ -85,6 +90,8 @@ class PriorityRequest(_Struct):
     method: MethodCall = msgspec.field(default_factory=MethodCall)
     signals: list[SignalName] = msgspec.field(default_factory=list)
     offsets: bool = False
+    service_class: ServiceClass = "interactive"
+    cached_only: bool = False
 
 
 class RequestEnvelope(_Struct):
@@ -95,6 +102,8 @@ class RequestEnvelope(_Struct):
     method: MethodCall = msgspec.field(default_factory=MethodCall)
     signals: list[SignalName] = msgspec.field(default_factory=list)
     offsets: bool = False
+    service_class: ServiceClass = "interactive"
+    cached_only: bool = False
 
 
 class ErrorBody(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -237,11 +246,73 @@ class MethodList(msgspec.Struct, kw_only=True):
     methods: list[MethodInfo]
 
 
+class CoverageItem(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """How much of one sequence is stored, under every model the request reads, or its `error` alone."""
+
+    id: str | int
+    tokens: int | UnsetType = UNSET
+    stored_tokens: int | UnsetType = UNSET
+    """Leading tokens that need no engine; all of `tokens` if the sequence is stored whole."""
+    error: ErrorBody | UnsetType = UNSET
+
+
+class CoverageResponse(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """Body of the answer to POST /v1/coverage: what the same request to /v1/priorities would find stored. Nothing is
+    computed or charged. Sums are over the sequences without an error."""
+
+    model: ModelRef
+    base: ModelRef | UnsetType = UNSET
+    results: list[CoverageItem]
+    sequences: int
+    stored_sequences: int
+    tokens: int
+    stored_tokens: int
+
+
+class TeamLimits(msgspec.Struct, kw_only=True):
+    """What one team may use, and what is left of it; None is no limit."""
+
+    team: str
+    weight: float
+    """Its share of the engines when several teams wait, relative to theirs."""
+    tokens_per_minute: int | None
+    tokens_remaining: int | None
+    """Of `tokens_per_minute`, now."""
+    concurrent_tokens: int | None
+    in_flight_tokens: int
+    """Queued or in an engine: on all replicas where `concurrent_tokens` is set, else on the one that answers."""
+
+
 class Limits(msgspec.Struct, kw_only=True):
-    """Body of GET /v1/limits: what the server takes at once."""
+    """Body of GET /v1/limits: what the server takes at once, and what the caller's team may use."""
 
     max_body_bytes: int
     max_sequences: int
     max_request_tokens: int
     max_queued_tokens: int
     queued_tokens: int
+    """On this replica."""
+    team: TeamLimits
+
+
+class UsageEntry(msgspec.Struct, kw_only=True):
+    """What a team asked of a model in one hour."""
+
+    team: str
+    model: str
+    """Empty where a request was rejected before its model was known."""
+    hour: int
+    """Its first second, since the epoch."""
+    tokens: int
+    """Submitted, and answered."""
+    cached_tokens: int
+    """Of them, from the store."""
+    requests: int
+    rejections: int
+    """Requests refused with 429, or with 503 since the server was full."""
+
+
+class UsageReport(msgspec.Struct, kw_only=True):
+    """Body of GET /v1/usage, oldest hour first: the caller's team; with a key of scope `admin` every team."""
+
+    usage: list[UsageEntry]

@@ -17,7 +17,6 @@ from tokenpriority.sequences import Entry, Item, grouped
 Result = Scores | ScoreFailure
 Errors = Literal["raise", "return"]
 """What score_many does with a sequence that failed: raise in its place, or hand it out as a ScoreFailure."""
-Ask = Callable[[list[Entry]], Coroutine[Any, Any, list[Result]]]
 
 
 class Pending(Protocol):
@@ -37,13 +36,14 @@ class Pending(Protocol):
 
 
 F = TypeVar("F", bound=Pending)
+R = TypeVar("R")
 T = TypeVar("T")
 
 
 def ahead(
     entries: Iterable[Entry],
-    ask: Ask,
-    begin: Callable[[Coroutine[Any, Any, list[Result]]], F],
+    ask: Callable[[list[Entry]], Coroutine[Any, Any, list[R]]],
+    begin: Callable[[Coroutine[Any, Any, list[R]]], F],
     max_tokens: int,
     group_tokens: int,
 ) -> Generator[F]:
@@ -98,7 +98,10 @@ def both_halves(results: list[Result]) -> list[Scores]:
 
 
 def _begin_all(
-    entries: Iterable[Entry], ask: Ask, begin: Callable[[Coroutine[Any, Any, list[Result]]], F], group_tokens: int
+    entries: Iterable[Entry],
+    ask: Callable[[list[Entry]], Coroutine[Any, Any, list[R]]],
+    begin: Callable[[Coroutine[Any, Any, list[R]]], F],
+    group_tokens: int,
 ) -> Iterator[tuple[int, F]]:
     try:
         for group in grouped(entries, group_tokens):
@@ -118,5 +121,5 @@ async def gathered(coroutines: list[Coroutine[Any, Any, T]]) -> list[T]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _failed(error: Exception) -> list[Result]:
+async def _failed(error: Exception) -> list[Any]:
     raise error

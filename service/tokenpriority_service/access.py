@@ -13,8 +13,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tokenpriority.errors import InternalError, Unavailable
 from tokenpriority_service import record
 from tokenpriority_service.failure import failure
+from tokenpriority_service.metrics import Metrics
+from tokenpriority_service.tracing import Tracer
 
 ALWAYS_SERVED = ("/healthz", "/readyz")
+
+TRACED = ("request_id", "team", "route", "status", "tokens", "cached_tokens")
+"""What a trace says of a request, of what its line in the log does."""
 
 logger = logging.getLogger(__name__)
 
@@ -30,9 +35,11 @@ class Gate:
 class Access:
     """ASGI middleware around all routes."""
 
-    def __init__(self, app: ASGIApp, gate: Gate) -> None:
+    def __init__(self, app: ASGIApp, gate: Gate, metrics: Metrics, tracer: Tracer) -> None:
         self._app = app
         self._gate = gate
+        self._metrics = metrics
+        self._tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102
         if scope["type"] != "http":
@@ -51,14 +58,23 @@ class Access:
 
         self._gate.active += 1
         try:
-            await self._pass(scope, receive, send_with_headers)
-        except Exception:
-            logger.exception("a bug", extra={"fields": {"request_id": about.request_id}})
-            if not started:
-                error = InternalError("the server failed on this request; its log has the traceback by request id")
-                await failure(Request(scope), error)(scope, receive, send_with_headers)
+            with self._tracer.request(record.header(scope, b"traceparent")) as span:
+                about.trace_id = span.trace_id
+                try:
+                    await self._pass(scope, receive, send_with_headers)
+                except Exception:
+                    logger.exception("a bug", extra={"fields": {"request_id": about.request_id}})
+                    if not started:
+                        error = InternalError("the server failed on this request; its log has the traceback by its id")
+                        await failure(Request(scope), error)(scope, receive, send_with_headers)
+                finally:
+                    fields = about.fields(scope)
+                    span.set(**{name: fields[name] for name in TRACED})
+                    if about.status >= 500:  # a refusal is an answer
+                        span.fail(about.error)
         finally:
             self._gate.active -= 1
+            self._metrics.answered(about.route(scope), about.status, about.seconds)
             logger.info("request", extra={"fields": about.fields(scope)})
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,7 +1,11 @@
-"""How much work the server accepts, in tokens.
+"""How much work the server accepts, in tokens, and how much of it of each team.
 
-Knows the tokens queued or in the engines and how fast they leave. Knows nothing of what they are. Over the bound a
-request is refused at once, with the time after which it would fit.
+Knows the tokens queued or in the engines, whose they are, and how fast they leave. Knows nothing of what they are. Over
+a bound a request is refused at once, with the time after which it would fit.
+
+A team may hold up to its weight times what is free: a dynamic threshold (Choudhury, Hahne, IEEE/ACM Transactions on
+Networking 6, 1998). A team alone gets half the server or more, many teams share it by weight, and some room is always
+left for one that has nothing yet.
 """
 
 from __future__ import annotations
@@ -9,13 +13,43 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from tokenpriority.errors import Overloaded
+from tokenpriority_service.refusals import ServerFull, ShareExceeded
 
 MEMORY = 0.9
-"""Share of the past that each finished piece of work leaves in the measured speed."""
+"""Share of the past that each finished piece of work leaves in a measured speed."""
 RETRY_SECONDS = (1.0, 60.0)
 """Least and greatest `retry_after`; before any speed was measured it is the least."""
+ANYONE = "-"
+"""The team of callers without a key; it has the server to itself, so no share bounds it."""
+
+
+@dataclass(slots=True)
+class _Drain:
+    """Tokens held and how fast they leave; time in which nothing was held does not count."""
+
+    tokens: int = 0
+    mark: float = 0.0
+    """When the last work finished, or, if later, when there last began to be work."""
+    done_tokens: float = 0.0
+    done_seconds: float = 0.0
+
+    @property
+    def speed(self) -> float | None:
+        """Tokens per second; None before the first was finished."""
+        return self.done_tokens / self.done_seconds if self.done_seconds else None
+
+    def take(self, tokens: int, now: float) -> None:
+        if not self.tokens:
+            self.mark = now
+        self.tokens += tokens
+
+    def finish(self, tokens: int, now: float) -> None:
+        self.done_tokens = MEMORY * self.done_tokens + tokens
+        self.done_seconds = MEMORY * self.done_seconds + (now - self.mark)
+        self.mark = now
+        self.tokens -= tokens
 
 
 class Admission:
@@ -23,46 +57,76 @@ class Admission:
 
     def __init__(self, max_queued_tokens: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.max_queued_tokens = max_queued_tokens
-        self.queued_tokens = 0
         self._clock = clock
-        self._mark = 0.0
-        """When the last work finished, or, if later, when the server last stopped being idle."""
-        self._done_tokens = 0.0
-        self._done_seconds = 0.0
+        self._all = _Drain()
+        self._teams: dict[str, _Drain] = {}
+        """Only of teams that hold something."""
+
+    @property
+    def queued_tokens(self) -> int:
+        """Tokens queued or in flight, of all teams."""
+        return self._all.tokens
 
     @property
     def tokens_per_second(self) -> float | None:
         """Speed at which accepted work has lately been finished; None before the first."""
-        return self._done_tokens / self._done_seconds if self._done_seconds else None
+        return self._all.speed
 
-    def admit(self, tokens: int) -> None:
-        """Accept work of this many tokens. Raises Overloaded, with `retry_after`, if it does not fit."""
+    def held(self, team: str) -> int:
+        """Tokens a team has queued or in flight."""
+        return self._teams[team].tokens if team in self._teams else 0
+
+    def admit(self, team: str, weight: float, tokens: int) -> None:
+        """Accept work of this many tokens. Raises ServerFull if it has no room, ShareExceeded if the team
+        has no right to so much of it; both with `retry_after`.
+        """
         excess = self.queued_tokens + tokens - self.max_queued_tokens
         if excess > 0:
-            raise Overloaded(
+            raise ServerFull(
                 f"the server has {self.queued_tokens} tokens queued and takes at most {self.max_queued_tokens} "
                 f"(max_queued_tokens); this request needs {tokens} more",
-                retry_after=self._retry_after(excess),
+                retry_after=_seconds(excess, self.tokens_per_second),
             )
-        if not self.queued_tokens:
-            self._mark = self._clock()
-        self.queued_tokens += tokens
+        held, free = self.held(team), self.max_queued_tokens - self.queued_tokens
+        if team != ANYONE and held and held + tokens > weight * free:
+            raise ShareExceeded(
+                f"team {team} has {held} tokens queued, and this request needs {tokens} more; by its weight of "
+                f"{weight:g} it may have at most {math.floor(weight * free)} while {free} of the server's "
+                f"{self.max_queued_tokens} (max_queued_tokens) are free",
+                retry_after=self._share_after(team, weight, tokens),
+            )
+        if not tokens:
+            return
+        now = self._clock()
+        self._all.take(tokens, now)
+        self._teams.setdefault(team, _Drain()).take(tokens, now)
 
-    def finish(self, tokens: int) -> None:
+    def finish(self, team: str, tokens: int) -> None:
         """Accepted work has been done."""
         now = self._clock()
-        self._done_tokens = MEMORY * self._done_tokens + tokens
-        self._done_seconds = MEMORY * self._done_seconds + (now - self._mark)
-        self._mark = now
-        self.queued_tokens -= tokens
+        self._all.finish(tokens, now)
+        self._teams[team].finish(tokens, now)
+        self._let_go(team)
 
-    def drop(self, tokens: int) -> None:
+    def drop(self, team: str, tokens: int) -> None:
         """Accepted work was given up; it says nothing about speed."""
-        self.queued_tokens -= tokens
+        self._all.tokens -= tokens
+        self._teams[team].tokens -= tokens
+        self._let_go(team)
 
-    def _retry_after(self, excess: int) -> float:
-        least, greatest = RETRY_SECONDS
-        speed = self.tokens_per_second
-        if not speed:
-            return least
-        return float(min(max(math.ceil(excess / speed), least), greatest))
+    def _let_go(self, team: str) -> None:
+        if not self._teams[team].tokens:
+            del self._teams[team]
+
+    def _share_after(self, team: str, weight: float, tokens: int) -> float:
+        """Seconds until the request would fit the team's share if nobody else's work left or came."""
+        drain = self._teams[team]
+        # Each token that leaves makes the team's hold smaller and the free room larger; a team with none fits anyhow.
+        free = self.max_queued_tokens - self.queued_tokens
+        excess = min((drain.tokens + tokens - weight * free) / (1 + weight), drain.tokens)
+        return _seconds(excess, drain.speed or self.tokens_per_second)
+
+
+def _seconds(tokens: float, speed: float | None) -> float:
+    least, greatest = RETRY_SECONDS
+    return float(min(max(math.ceil(tokens / speed), least), greatest)) if speed else least

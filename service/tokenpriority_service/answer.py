@@ -11,11 +11,12 @@ import numpy as np
 from msgspec import UNSET, UnsetType
 
 from tokenpriority import wire
-from tokenpriority.schema import ErrorBody, MethodRef, ModelRef, ResultItem, Usage
+from tokenpriority.schema import CoverageItem, CoverageResponse, ErrorBody, MethodRef, ModelRef, ResultItem, Usage
 from tokenpriority_service.door import Request
-from tokenpriority_service.item import Refused
+from tokenpriority_service.gathering import Cost
+from tokenpriority_service.item import Refused, Sequence
 from tokenpriority_service.models import Model
-from tokenpriority_service.scoring import Cost, Scored
+from tokenpriority_service.scoring import Scored
 
 
 class _Answer(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -46,14 +47,40 @@ def write(request: Request, scored: list[Scored | Refused], cost: Cost, media_ty
     return wire.encode(answer, media_type)
 
 
+def write_coverage(request: Request, stored: list[int | None], media_type: str) -> bytes:
+    """The body of an answer to POST /v1/coverage; `stored` as `gathering.coverage` gives it."""
+    items = [_coverage(each, known) for each, known in zip(request.sequences, stored, strict=True)]
+    whole = [(item.tokens, item.stored_tokens) for item in items if item.error is UNSET]
+    draft = request.draft
+    answer = CoverageResponse(
+        model=_reference(draft.model),
+        base=UNSET if draft.base is None else _reference(draft.base),
+        results=items,
+        sequences=len(whole),
+        stored_sequences=sum(tokens == known for tokens, known in whole),
+        tokens=request.tokens,
+        stored_tokens=sum(known or 0 for _, known in whole),
+    )
+    return wire.encode(answer, media_type)
+
+
+def _coverage(sequence: Sequence | Refused, stored: int | None) -> CoverageItem:
+    if isinstance(sequence, Refused):
+        return CoverageItem(id=sequence.id, error=_error(sequence))
+    return CoverageItem(id=sequence.id, tokens=len(sequence.token_ids), stored_tokens=stored or 0)
+
+
+def _error(refused: Refused) -> ErrorBody:
+    return ErrorBody(type=refused.error.type, message=refused.error.message)
+
+
 def _reference(model: Model) -> ModelRef:
     return ModelRef(name=model.name, fingerprint=model.engine.info.fingerprint)
 
 
 def _result(scored: Scored | Refused, signals: tuple[str, ...], media_type: str) -> ResultItem:
     if isinstance(scored, Refused):
-        error = scored.error
-        return ResultItem(id=scored.id, error=ErrorBody(type=error.type, message=error.message))
+        return ResultItem(id=scored.id, error=_error(scored))
     sequence = scored.sequence
     result = ResultItem(
         id=sequence.id,

@@ -6,18 +6,20 @@ environment and no file.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping
 
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from tokenpriority.errors import ApiError, NotFound
+from tokenpriority.errors import ApiError, InvalidRequest, NotFound, shown
 from tokenpriority_service.access import Access
+from tokenpriority_service.dispatch import Work
 from tokenpriority_service.engines import Engine, Load, load_engine
 from tokenpriority_service.failure import failure
+from tokenpriority_service.fair_queue import FairQueue
 from tokenpriority_service.openapi import provider
 from tokenpriority_service.record import CLIENT_GONE
 from tokenpriority_service.routes import ClientGone, create_router
@@ -31,30 +33,40 @@ priority 0. JSON is for people; `application/x-msgpack` carries the same structs
 (`<u4` ids, `u1` mask, `<f4` everything else)."""
 
 
-def create_app(settings: Settings, engines: Mapping[str, Engine] | None = None, *, load: Load = load_engine) -> FastAPI:
+def create_app(
+    settings: Settings,
+    engines: Mapping[str, Engine] | None = None,
+    *,
+    load: Load = load_engine,
+    queue: type[FairQueue[Work]] = FairQueue,
+) -> FastAPI:
     """The application. Models of `settings` are loaded in the background once it starts; `engines` are ready ones by
-    name, beside them or in their place. The service is `app.state.service`.
+    name, beside them or in their place. `queue` says whose work is next. The service is `app.state.service`.
+    Raises database.InvalidUrl.
     """
-    service = Service(settings, engines or {}, load)
+    service = Service(settings, engines or {}, load, queue)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        loading = asyncio.create_task(service.models.start())
-        yield
-        loading.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await loading
-        await service.models.close()
+        async with service.running():
+            yield
 
     app = FastAPI(title="tokenpriority", description=DESCRIPTION, version="1", lifespan=lifespan)
     app.state.service = service
     app.include_router(create_router(service))
-    app.add_middleware(Access, gate=service.gate)
-    app.openapi = provider(app, keyed=not service.teams.open)  # type: ignore[method-assign]
+    app.add_middleware(Access, gate=service.gate, metrics=service.metrics, tracer=service.tracer)
+    app.openapi = provider(app)  # type: ignore[method-assign]
 
     @app.exception_handler(ApiError)
     async def api_error(request: Request, error: ApiError) -> Response:
         return failure(request, error)
+
+    @app.exception_handler(RequestValidationError)
+    async def query_error(request: Request, error: RequestValidationError) -> Response:
+        """A query parameter out of its range; bodies are read elsewhere."""
+        first = error.errors()[0]
+        name, what = first["loc"][-1], first["msg"].removeprefix("Input ")
+        return failure(request, InvalidRequest(f"{name}: {what}, got {shown(first['input'])}"))
 
     @app.exception_handler(HTTPException)
     async def router_error(request: Request, error: HTTPException) -> Response:

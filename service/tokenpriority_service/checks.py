@@ -22,18 +22,21 @@ from tokenpriority_service.settings import (
 )
 
 
-def check(settings: Settings, *, insecure: bool = False) -> None:
+def check(settings: Settings) -> None:
     """Raises InvalidSettings, one line naming the key, for the first thing that is wrong."""
     if not settings.models:
         raise InvalidSettings("no models: give --model PATH, or --config FILE with a [models.NAME]")
     for name, each in settings.models.items():
         _check_model(f"models.{name}", each)
     _check_memory(settings)
-    host = settings.server.host
-    if not settings.teams and host not in LOOPBACK and not insecure:
+
+
+def check_address(host: str, *, keyed: bool, insecure: bool) -> None:
+    """Raises InvalidSettings if anybody could use the server from elsewhere. `keyed`: whether it asks for keys."""
+    if not keyed and host not in LOOPBACK and not insecure:
         raise InvalidSettings(
-            f"server.host: without teams only loopback ({', '.join(LOOPBACK)}) is listened on, got {host!r}; "
-            "add [teams.NAME] key_sha256, or --insecure"
+            f"server.host: while no team has a key only loopback ({', '.join(LOOPBACK)}) is listened on, got {host!r}; "
+            "make one with `tokenpriority keys create --team NAME`, or give --insecure"
         )
 
 

@@ -8,13 +8,17 @@ once the configuration is known to be good.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from tokenpriority_service.checks import check
+from tokenpriority.errors import ApiError
+from tokenpriority_service.checks import check, check_address
 from tokenpriority_service.settings import InvalidSettings, Settings, read
 from tokenpriority_service.settings_models import MODELS
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 
 def serve(
@@ -83,31 +87,52 @@ def serve(
         _fail(f"{name}: goes with --model only; with --config, set it in the file's [models.NAME]")
     try:
         settings = read(config, options)
-        check(settings, insecure=insecure)
+        check(settings)
     except InvalidSettings as error:
         _fail(str(error))
-    run(settings)
+    run(settings, insecure=insecure)
 
 
-def run(settings: Settings) -> None:
+def run(settings: Settings, *, insecure: bool = False) -> None:
     """Serve until told to stop."""
     from tokenpriority_service import log
-    from tokenpriority_service.app import create_app
     from tokenpriority_service.server import PortTaken, Server, listen
 
+    app, keyed = _prepared(settings, insecure)
     try:
         sock = listen(settings.server.host, settings.server.port)
     except PortTaken as error:
         _fail(str(error), status=1)
     log.configure()
-    app = create_app(settings)
     host, port = sock.getsockname()[:2]
     typer.echo(f"tokenpriority listens on http://{f'[{host}]' if ':' in host else host}:{port}  (docs at /docs)")
     for name, each in settings.models.items():
         typer.echo(f"  model {name}: {each.model} ({each.summary}), loading")
-    keys = ", ".join(settings.teams) if settings.teams else "none configured: no key is asked for"
-    typer.echo(f"  teams: {keys}")
+    typer.echo(f"  database: {app.state.service.database.shown}")
+    typer.echo(
+        "  keys: " + ("asked for" if keyed else "none made yet, so none is asked for (`tokenpriority keys create`)")
+    )
     Server(app, app.state.service.gate, settings.server.drain_seconds).run(sockets=[sock])
+
+
+def _prepared(settings: Settings, insecure: bool) -> tuple[FastAPI, bool]:
+    """The application over a database that is up to date, and whether it asks for keys."""
+    from tokenpriority_service.app import create_app
+    from tokenpriority_service.database.database import InvalidUrl
+    from tokenpriority_service.database.upgrade import NotCurrent
+
+    try:
+        app = create_app(settings)
+        app.state.service.prepare()
+        keyed = not app.state.service.directory.open_now()
+        check_address(settings.server.host, keyed=keyed, insecure=insecure)
+    except InvalidUrl as error:
+        _fail(f"database.url: {error}")
+    except InvalidSettings as error:
+        _fail(str(error))
+    except (NotCurrent, ApiError) as error:
+        _fail(f"database.url: {error}", status=1)
+    return app, keyed
 
 
 def _check_options(engine: str, given: dict[str, Any]) -> None:

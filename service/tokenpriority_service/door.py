@@ -16,7 +16,8 @@ from tokenpriority.errors import InvalidParameter, InvalidRequest, TooLarge
 from tokenpriority.evidence import ENGINE_SIGNALS
 from tokenpriority.methods import Method, Params, get_method
 from tokenpriority.methods.inputs import Role
-from tokenpriority.schema import RequestEnvelope, SequenceItem
+from tokenpriority.schema import RequestEnvelope, SequenceItem, ServiceClass
+from tokenpriority_service.body import max_values, measure
 from tokenpriority_service.item import ItemId, Refused, Sequence, check_item, parse_item
 from tokenpriority_service.models import Model, Models
 from tokenpriority_service.settings import ServerSettings
@@ -35,6 +36,8 @@ class Draft:
     params: Params
     signals: tuple[str, ...]
     offsets: bool
+    service_class: ServiceClass
+    cached_only: bool
     items: list[tuple[ItemId, SequenceItem] | Refused]
 
     @property
@@ -69,6 +72,7 @@ class Door:
 
     def open(self, body: bytes, media_type: str) -> Draft:
         """Read and check the envelope, read the sequences. Raises the ApiError that fails the request."""
+        measure(body, media_type, max_values(self._settings.max_request_tokens))
         envelope = wire.decode(body, RequestEnvelope, media_type)
         count, limit = len(envelope.sequences), self._settings.max_sequences
         if count > limit:
@@ -90,6 +94,8 @@ class Door:
             params=params,
             signals=tuple(dict.fromkeys(envelope.signals)),
             offsets=envelope.offsets,
+            service_class=envelope.service_class,
+            cached_only=envelope.cached_only,
             items=[parse_item(index, raw, media_type) for index, raw in enumerate(envelope.sequences)],
         )
 

@@ -1,8 +1,8 @@
 """The named models of a server: loading, ready, out of order for a while, or failed.
 
 Knows when a model may be used and what it says of itself. Knows nothing of how one is loaded (it is given `load`) or
-of what is done with it. One that fails is listed with its error and takes no other down, save its own adapters: they
-are models of their own by name, on the weights of their host.
+of what is done with it (it is given `dispatcher`). One that fails is listed with its error and takes no other down,
+save its own adapters: they are models of their own by name, on the weights of their host.
 """
 
 from __future__ import annotations
@@ -18,12 +18,10 @@ from typing import TypeVar
 
 from tokenpriority.errors import NotFound, Unavailable
 from tokenpriority.schema import ModelInfo, ModelList
-from tokenpriority_service.admission import Admission
 from tokenpriority_service.dispatch import RETRY_SECONDS, Dispatcher
 from tokenpriority_service.engines import Engine, Load
 from tokenpriority_service.engines.fingerprint import tokenizer_fingerprint
 from tokenpriority_service.settings import ModelSettings
-from tokenpriority_service.store import EvidenceStore
 from tokenpriority_service.text import Text
 
 T = TypeVar("T")
@@ -50,8 +48,7 @@ class Models:
     def __init__(
         self,
         settings: Mapping[str, ModelSettings],
-        store: EvidenceStore,
-        admission: Admission,
+        dispatcher: Callable[[str, Engine], Dispatcher],
         *,
         load: Load,
         engines: Mapping[str, Engine],
@@ -63,8 +60,7 @@ class Models:
             **{name: tuple(engine.adapters) for name, engine in engines.items()},
         }
         self._hosts = _hosts({name: announced[name] for name in [*settings, *announced]})
-        self._store = store
-        self._admission = admission
+        self._dispatcher = dispatcher
         self._load = load
         self._ready: dict[str, Model] = {}
         self._errors: dict[str, str] = {}
@@ -79,6 +75,16 @@ class Models:
             if reason is not None:
                 reasons[name] = reason
         return reasons
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every model, whatever its state."""
+        return tuple(self._hosts)
+
+    @property
+    def ready(self) -> Mapping[str, Model]:
+        """The models that have been loaded."""
+        return self._ready
 
     def get(self, name: str, field: str = "model") -> Model:
         """The model of this name. Raises NotFound (listing the known ones) or Unavailable."""
@@ -129,7 +135,7 @@ class Models:
                 await engine.close()
             return
         for name, (each, text, tokenizer) in models.items():
-            self._ready[name] = Model(name, each, Dispatcher(each, self._store, self._admission), text, tokenizer)
+            self._ready[name] = Model(name, each, self._dispatcher(name, each), text, tokenizer)
             logger.info("model %s is ready", name)
 
     def _models(self, host: str, engine: Engine) -> dict[str, tuple[Engine, Text | None, str]]:

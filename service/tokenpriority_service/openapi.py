@@ -64,23 +64,29 @@ EXAMPLES: dict[str, Json] = {
 }
 BODIES: dict[str, type[msgspec.Struct]] = {
     "/v1/priorities": schema.PriorityResponse,
+    "/v1/coverage": schema.CoverageResponse,
     "/v1/models": schema.ModelList,
     "/v1/methods": schema.MethodList,
     "/v1/limits": schema.Limits,
+    "/v1/usage": schema.UsageReport,
 }
+_KEYED = [401, 403, 422, 500, 503]
 ERRORS: dict[str, list[int]] = {
-    "/v1/priorities": [400, 401, 404, 413, 422, 429, 500, 503],
-    "/v1/models": [401, 422, 500, 503],
-    "/v1/methods": [401, 422, 500, 503],
-    "/v1/limits": [401, 422, 500, 503],
+    "/v1/priorities": [400, 401, 403, 404, 413, 422, 429, 500, 503],
+    "/v1/coverage": [400, 401, 403, 404, 413, 422, 500, 503],
+    "/v1/models": _KEYED,
+    "/v1/methods": _KEYED,
+    "/v1/limits": _KEYED,
+    "/v1/usage": _KEYED,
+    "/metrics": _KEYED,
     "/healthz": [500],
     "/readyz": [500, 503],
 }
 REF = "#/components/schemas/{name}"
 
 
-def document(app: FastAPI, *, keyed: bool) -> Json:
-    """The document of GET /openapi.json; `keyed` says whether this server asks for keys."""
+def document(app: FastAPI) -> Json:
+    """The document of GET /openapi.json. A key is optional in it: a server asks for one once any was made."""
     doc = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     _, components = msgspec.json.schema_components(
         [schema.PriorityRequest, schema.ErrorResponse, *BODIES.values()], ref_template=REF
@@ -88,28 +94,26 @@ def document(app: FastAPI, *, keyed: bool) -> Json:
     for each in components.values():
         if "description" in each:
             each["description"] = inspect.cleandoc(each["description"])
-    doc["components"] = {"schemas": components}
-    if keyed:
-        doc["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    doc["components"] = {"schemas": components, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}}
     for path, operations in doc["paths"].items():
         for operation in operations.values():
-            _complete(path, operation, keyed=keyed)
+            _complete(path, operation)
     return doc
 
 
-def provider(app: FastAPI, *, keyed: bool) -> Callable[[], Json]:
+def provider(app: FastAPI) -> Callable[[], Json]:
     """What FastAPI calls for the document: built once, at the first call."""
 
     def openapi() -> Json:
         if app.openapi_schema is None:
-            app.openapi_schema = document(app, keyed=keyed)
+            app.openapi_schema = document(app)
         return app.openapi_schema
 
     return openapi
 
 
-def _complete(path: str, operation: Json, *, keyed: bool) -> None:
-    if path == "/v1/priorities":
+def _complete(path: str, operation: Json) -> None:
+    if path in ("/v1/priorities", "/v1/coverage"):
         ref = _ref(schema.PriorityRequest)
         operation["requestBody"] = {
             "required": True,
@@ -117,18 +121,17 @@ def _complete(path: str, operation: Json, *, keyed: bool) -> None:
         }
     body = BODIES.get(path)
     answer = _ref(body) if body is not None else {"type": "object", "properties": {"status": {"type": "string"}}}
-    operation["responses"] = {"200": {"description": "OK", "content": _both(answer)}}
+    content = {"text/plain": {"schema": {"type": "string"}}} if path == "/metrics" else _both(answer)
+    operation["responses"] = {"200": {"description": "OK", "content": content}}
     for status in ERRORS[path]:
-        if status == 401 and not keyed:
-            continue
         errors = [each for each in ERROR_TYPES.values() if each.status == status]
         text = "\n".join(f"- `{each.type}`: {(each.__doc__ or '').strip()}" for each in errors)
         response: Json = {"description": text, "content": _both(_ref(schema.ErrorResponse))}
         if status in (429, 503):
             response["headers"] = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}}}
         operation["responses"][str(status)] = response
-    if keyed and path.startswith("/v1/"):
-        operation["security"] = [{"key": []}]
+    if 401 in ERRORS[path]:
+        operation["security"] = [{}, {"key": []}]
 
 
 def _both(answer: Json) -> Json:

@@ -8,17 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 
 from tokenpriority import methods, wire
-from tokenpriority.errors import ApiError, TooLarge, Unavailable
+from tokenpriority.errors import ApiError, Forbidden, Unavailable
+from tokenpriority.schema import UsageReport
 from tokenpriority_service import media, record
+from tokenpriority_service.body import read
 from tokenpriority_service.dispatch import RETRY_SECONDS
 from tokenpriority_service.failure import answer_type
 from tokenpriority_service.service import Service
+from tokenpriority_service.teams.caller import Caller, Scope
+
+MAX_SECONDS = 253_402_300_799
+"""The end of the year 9999."""
+Seconds = Annotated[int, Query(ge=0, le=MAX_SECONDS)]
+"""Seconds since the epoch."""
 
 
 class ClientGone(Exception):
@@ -29,34 +37,69 @@ def create_router(service: Service) -> APIRouter:
     """All routes over one service."""
     router = APIRouter()
 
-    def team(request: Request) -> None:
-        record.of(request.scope).team = service.teams.team(request.headers.get("authorization"))
+    def scope(name: Scope) -> Callable[[Request], Awaitable[Caller]]:
+        async def caller(request: Request) -> Caller:
+            about = record.of(request.scope)
+            found = await service.directory.caller(request.headers.get("authorization"), name)
+            about.team = found.team
+            return found
 
-    keyed = [Depends(team)]
+        return caller
 
-    @router.post("/v1/priorities", dependencies=keyed)
-    async def priorities(request: Request) -> Response:
+    keyed = Depends(scope("score"))
+    admin = Depends(scope("admin"))
+
+    @router.post("/v1/priorities")
+    async def priorities(request: Request, caller: Caller = keyed) -> Response:
         """Score token sequences: per-token log-probabilities and signed priorities."""
-        body_type = media.body_type(request.headers.get("content-type"), request.headers.get("content-encoding"))
+        body, body_type = await _body(request, service.settings.server.max_body_bytes)
         media_type = answer_type(request)
-        body = await _read(request, service.settings.server.max_body_bytes)
-        work = service.priorities(body, body_type, media_type, record.of(request.scope))
+        work = service.priorities(body, body_type, media_type, caller, record.of(request.scope))
         return Response(await _while_connected(request, work), media_type=media_type)
 
-    @router.get("/v1/models", dependencies=keyed)
+    @router.post("/v1/coverage")
+    async def coverage(request: Request, caller: Caller = keyed) -> Response:
+        """How much of a request to /v1/priorities is stored; computes nothing."""
+        body, body_type = await _body(request, service.settings.server.max_body_bytes)
+        media_type = answer_type(request)
+        work = service.coverage(body, body_type, media_type, caller)
+        return Response(await _while_connected(request, work), media_type=media_type)
+
+    @router.get("/v1/models", dependencies=[keyed])
     async def models(request: Request) -> Response:
         """The models of this server, and whether each is ready."""
         return _struct(request, service.models.listing())
 
-    @router.get("/v1/methods", dependencies=keyed)
+    @router.get("/v1/methods", dependencies=[keyed])
     async def list_methods(request: Request) -> Response:
         """The priority methods, each with the schema of its parameters."""
         return _struct(request, methods.describe())
 
-    @router.get("/v1/limits", dependencies=keyed)
-    async def limits(request: Request) -> Response:
-        """What the server takes at once."""
-        return _struct(request, service.limits())
+    @router.get("/v1/limits")
+    async def limits(request: Request, caller: Caller = keyed) -> Response:
+        """What the server takes at once, and what the caller's team may use."""
+        return _struct(request, await service.limits(caller))
+
+    @router.get("/v1/usage")
+    async def usage(
+        request: Request,
+        caller: Caller = keyed,
+        since: Seconds = 0,
+        until: Seconds = MAX_SECONDS,
+        model: str | None = None,
+        team: str | None = None,
+    ) -> Response:
+        """What was used, by team, model and hour: of hours that begin at `since` or later and before `until`."""
+        if "admin" not in caller.scopes and team not in (None, caller.team):
+            raise Forbidden(f"team: this key sees the usage of its own team, {caller.team!r}, only; got {team!r}")
+        whose = team if "admin" in caller.scopes else caller.team
+        entries = await service.usage.read(whose, model, since, until)
+        return _struct(request, UsageReport(usage=entries))
+
+    @router.get("/metrics", dependencies=[admin])
+    async def metrics() -> Response:
+        """Prometheus metrics of this process."""
+        return Response(service.metrics.render(), media_type=service.metrics.media_type)
 
     @router.get("/healthz")
     async def healthz(request: Request) -> Response:
@@ -82,18 +125,11 @@ def _struct(request: Request, value: Any) -> Response:
     return Response(wire.encode(value, media_type), media_type=media_type)
 
 
-async def _read(request: Request, limit: int) -> bytes:
-    """The body, refused as soon as it is known to be over the limit: by its declared length, else while it comes."""
-    declared = request.headers.get("content-length")
-    if declared is not None and int(declared) > limit:
-        raise TooLarge(f"body: must be at most {limit} bytes (max_body_bytes), got {declared}")
-    chunks, size = [], 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > limit:
-            raise TooLarge(f"body: must be at most {limit} bytes (max_body_bytes), got more than {limit}")
-        chunks.append(chunk)
-    return b"".join(chunks)
+async def _body(request: Request, limit: int) -> tuple[bytes, str]:
+    """The body and its format."""
+    body_type = media.body_type(request.headers.get("content-type"), request.headers.get("content-encoding"))
+    answer_type(request)  # a format nobody can answer in is refused before the body is read
+    return await read(request, limit), body_type
 
 
 async def _while_connected(request: Request, work: Coroutine[Any, Any, bytes]) -> bytes:

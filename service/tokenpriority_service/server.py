@@ -16,6 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from tokenpriority_service.access import Gate
+from tokenpriority_service.protocol import Protocol
 
 BACKLOG = 2048
 """Connections that may wait to be accepted."""
@@ -50,7 +51,7 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 app,
                 loop="uvloop",
-                http="httptools",
+                http=Protocol,
                 ws="none",
                 lifespan="on",
                 access_log=False,

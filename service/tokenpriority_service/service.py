@@ -6,21 +6,34 @@ Knows which parts there are and how a request goes through them. Knows nothing o
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+import contextlib
+import uuid
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import TypeVar
 
-from tokenpriority.schema import Limits
+from tokenpriority.schema import Limits, TeamLimits
 from tokenpriority_service import answer
 from tokenpriority_service.access import Gate
 from tokenpriority_service.admission import Admission
-from tokenpriority_service.auth import Teams
-from tokenpriority_service.door import Door
+from tokenpriority_service.database.database import Database
+from tokenpriority_service.database.upgrade import check, upgrade
+from tokenpriority_service.dispatch import Dispatcher, Work
+from tokenpriority_service.door import Door, Request
 from tokenpriority_service.engines import Engine, Load
+from tokenpriority_service.fair_queue import FairQueue
+from tokenpriority_service.gathering import Gathered, Resources, coverage, gather
+from tokenpriority_service.metrics import Metrics, Reason
 from tokenpriority_service.models import Models
 from tokenpriority_service.record import Record
-from tokenpriority_service.scoring import gather, score
+from tokenpriority_service.scoring import score
 from tokenpriority_service.settings import Settings
-from tokenpriority_service.store import MemoryStore
+from tokenpriority_service.sources import ServerSources
+from tokenpriority_service.store import LayeredStore
+from tokenpriority_service.teams.caller import Caller
+from tokenpriority_service.teams.directory import Directory
+from tokenpriority_service.teams.quota import Quota
+from tokenpriority_service.teams.usage import UsageLog
+from tokenpriority_service.tracing import open_tracer
 
 T = TypeVar("T")
 
@@ -29,40 +42,121 @@ LOOP_BYTES = 32_768
 
 
 class Service:
-    """Models, store, admission, teams and the pipeline over them."""
+    """Models, store, teams, admission and the pipeline over them."""
 
-    def __init__(self, settings: Settings, engines: Mapping[str, Engine], load: Load) -> None:
+    def __init__(
+        self, settings: Settings, engines: Mapping[str, Engine], load: Load, queue: type[FairQueue[Work]] = FairQueue
+    ) -> None:
         self.settings = settings
-        self.store = MemoryStore(settings.store.max_bytes)
+        self.metrics = Metrics()
+        self.tracer = open_tracer(settings.server.traces)
+        self.database = Database(settings.database.url)
+        kept = settings.store
+        self.store = LayeredStore(
+            self.database, memory_bytes=kept.memory_bytes, max_bytes=kept.max_bytes, watch=self.metrics
+        )
+        self.directory = Directory(self.database, settings.teams)
+        self.quota = Quota(self.database, replica=uuid.uuid4().hex)
+        self.usage = UsageLog(self.database)
         self.admission = Admission(settings.server.max_queued_tokens)
-        self.models = Models(settings.models, self.store, self.admission, load=load, engines=engines)
-        self.teams = Teams(settings.teams)
+        self._queue = queue
+        self.models = Models(settings.models, self._dispatcher, load=load, engines=engines)
         self.door = Door(settings.server, self.models)
         self.gate = Gate()
+        self.metrics.observe(ServerSources(self.gate, self.models, self.store))
+        self._shared = Resources(self.store, self.admission, self.quota, self.tracer, self._refused)
+        self._prepared = False
 
-    async def priorities(self, body: bytes, body_type: str, answer_type: str, record: Record) -> bytes:
+    def prepare(self) -> None:
+        """Bring the tables of an SQLite database up to date; those of a PostgreSQL one must be. Raises as `check`."""
+        if not self._prepared:
+            (upgrade if self.database.dialect == "sqlite" else check)(self.database)
+            self._prepared = True
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Everything at work: models load in the background, and all is written down at the end."""
+        await asyncio.to_thread(self.prepare)
+        await self.store.start()
+        self.quota.start()
+        self.usage.start()
+        loading = asyncio.create_task(self.models.start())
+        try:
+            yield
+        finally:
+            loading.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await loading
+            for each in (self.models, self.store, self.quota, self.usage):
+                await each.close()
+            self.database.close()
+            await asyncio.to_thread(self.tracer.close)
+
+    async def priorities(self, body: bytes, body_type: str, answer_type: str, caller: Caller, record: Record) -> bytes:
         """Answer one POST /v1/priorities. Raises the ApiError that fails the request."""
-        draft = await _off_loop(len(body) > LOOP_BYTES, lambda: self.door.open(body, body_type))
-        request = await _off_loop(draft.has_text or len(body) > LOOP_BYTES, lambda: self.door.check(draft))
+        request = await self._checked(body, body_type)
         record.tokens = request.tokens
-        gathered = await gather(request, self.store, self.admission)
+        gathered = await gather(request, caller, self._salt(caller), self._shared)
         record.cached_tokens = gathered.cost.cached_tokens
+        limit, left = caller.limits.tokens_per_minute, gathered.cost.remaining
+        if limit is not None and left is not None and left.tokens_remaining is not None:
+            record.quota = limit, left.tokens_remaining, left.reset_seconds
+        self._used(caller, request, gathered)
         return await _off_loop(
             # Per token: id, logprob, priority, and each signal, of 4 bytes or more.
-            4 * (3 + len(draft.signals)) * request.tokens > LOOP_BYTES,
-            lambda: answer.write(request, score(request, gathered), gathered.cost, answer_type),
+            4 * (3 + len(request.draft.signals)) * request.tokens > LOOP_BYTES,
+            lambda: self._answer(request, gathered, answer_type),
         )
 
-    def limits(self) -> Limits:
-        """What the server takes at once, as GET /v1/limits prints it."""
-        server = self.settings.server
+    async def coverage(self, body: bytes, body_type: str, answer_type: str, caller: Caller) -> bytes:
+        """Answer one POST /v1/coverage. Raises the ApiError that fails the request."""
+        request = await self._checked(body, body_type)
+        stored = await coverage(request, self._salt(caller), self.store)
+        return answer.write_coverage(request, stored, answer_type)
+
+    async def limits(self, caller: Caller) -> Limits:
+        """What the server takes at once, and what a team may use, as GET /v1/limits prints it."""
+        server, team = self.settings.server, caller.limits
+        left = await self.quota.remaining(caller)
         return Limits(
             max_body_bytes=server.max_body_bytes,
             max_sequences=server.max_sequences,
             max_request_tokens=server.max_request_tokens,
             max_queued_tokens=server.max_queued_tokens,
             queued_tokens=self.admission.queued_tokens,
+            team=TeamLimits(
+                team=caller.team,
+                weight=team.weight,
+                tokens_per_minute=team.tokens_per_minute,
+                tokens_remaining=left.tokens_remaining,
+                concurrent_tokens=team.concurrent_tokens,
+                in_flight_tokens=left.in_flight_tokens,
+            ),
         )
+
+    async def _checked(self, body: bytes, body_type: str) -> Request:
+        with self.tracer.span("door", bytes=len(body)):
+            draft = await _off_loop(len(body) > LOOP_BYTES, lambda: self.door.open(body, body_type))
+            return await _off_loop(draft.has_text or len(body) > LOOP_BYTES, lambda: self.door.check(draft))
+
+    def _answer(self, request: Request, gathered: Gathered, media_type: str) -> bytes:
+        with self.tracer.span("priority", method=request.draft.method.name):
+            return answer.write(request, score(request, gathered), gathered.cost, media_type)
+
+    def _dispatcher(self, name: str, engine: Engine) -> Dispatcher:
+        return Dispatcher(engine, self.store, self.admission, self.metrics, name=name, queue=self._queue)
+
+    def _salt(self, caller: Caller) -> str:
+        return caller.team if self.settings.store.scope == "team" else ""
+
+    def _used(self, caller: Caller, request: Request, gathered: Gathered) -> None:
+        for model, cached in gathered.cost.cached_by_model.items():
+            self.usage.add(caller.team, model, tokens=request.tokens, cached_tokens=cached, requests=1)
+            self.metrics.scored(caller.team, model, request.tokens, cached)
+
+    def _refused(self, caller: Caller, model: str, reason: Reason) -> None:
+        self.usage.add(caller.team, model, rejections=1)
+        self.metrics.rejected(caller.team, reason)
 
 
 async def _off_loop(large: bool, work: Callable[[], T]) -> T:

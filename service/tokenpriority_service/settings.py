@@ -10,9 +10,9 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -33,6 +33,7 @@ from tokenpriority_service.settings_models import (
 
 __all__ = [
     "LOOPBACK",
+    "DatabaseSettings",
     "FakeModel",
     "InvalidSettings",
     "ModelSettings",
@@ -48,12 +49,18 @@ __all__ = [
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
+HOME = "sqlite:///~"
+
+
+def _expanded(url: str) -> str:
+    return f"sqlite:///{Path.home()}{url.removeprefix(HOME)}" if url.startswith(HOME) else url
+
 
 class ServerSettings(Section):
     """`[server]`: where it listens and how much it takes at once."""
 
     host: str = "127.0.0.1"
-    """Address to listen on; other than loopback needs teams (or `--insecure`)."""
+    """Address to listen on; other than loopback needs a team with a key (or `--insecure`)."""
     port: int = Field(8000, ge=0, le=65535)
     """Port to listen on; 0 takes a free one and prints it."""
     max_body_bytes: int = Field(33_554_432, ge=1)
@@ -63,7 +70,10 @@ class ServerSettings(Section):
     max_request_tokens: int = Field(262_144, ge=1)
     """Most tokens of a request, over all its sequences."""
     max_queued_tokens: int = Field(2_097_152, ge=1)
-    """Most tokens queued or in the engines, over all requests; above it a request is refused with 429."""
+    """Most tokens queued or in the engines, over all requests; above it a request is refused with 503, and with 429 if
+    its team would hold more than it leaves free for others."""
+    traces: str | None = Field(None, pattern="^https?://")
+    """Address of an OpenTelemetry collector (OTLP over HTTP, such as `http://collector:4318`); default no traces."""
     drain_seconds: float = Field(30.0, ge=0)
     """On SIGTERM, how long accepted requests may take to finish before they are cancelled."""
 
@@ -77,19 +87,43 @@ class ServerSettings(Section):
         return self
 
 
-class StoreSettings(Section):
-    """`[store]`: the evidence kept in memory."""
+class DatabaseSettings(Section):
+    """`[database]`: where keys, limits, usage and evidence are kept."""
 
-    max_bytes: int = Field(1_073_741_824, ge=0)
-    """Most bytes of evidence kept (about 29 per scored token, 33 with `entropy_top20`); the least recently used goes
-    first. 0 keeps nothing."""
+    url: Annotated[str, AfterValidator(_expanded)] = Field(
+        f"{HOME}/.local/state/tokenpriority/tokenpriority.db", validate_default=True
+    )
+    """`sqlite:///FILE`, or `sqlite://` for one in memory that ends with the process; or
+    `postgresql://USER:PASSWORD@HOST/NAME`, for several replicas of the server."""
+
+
+class StoreSettings(Section):
+    """`[store]`: the evidence that is kept."""
+
+    memory_bytes: int = Field(268_435_456, ge=0)
+    """Most bytes of evidence kept in this process (about 29 per scored token, 33 with `entropy_top20`)."""
+    max_bytes: int = Field(10_737_418_240, ge=0)
+    """Most bytes of evidence kept in the database. In both, the least recently used goes first; 0 keeps nothing."""
+    scope: Literal["shared", "team"] = "shared"
+    """Who finds what one team had scored: every team, or that team alone. A hit tells that somebody submitted the same
+    tokens, and takes less time than a miss."""
+
+
+TeamName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
 class TeamSettings(Section):
-    """`[teams.NAME]`: who may call. No teams: no keys, loopback only."""
+    """`[teams.NAME]`: a team declared here rather than by `tokenpriority teams set`; what is set here holds."""
 
-    key_sha256: str = Field(pattern="^[0-9a-f]{64}$")
-    """SHA-256 of the team's key, lower-case hex; the key itself is nowhere in the server."""
+    key_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    """SHA-256 of a key of scope `score`, lower-case hex, beside those made by `tokenpriority keys`; the key itself is
+    nowhere in the server."""
+    weight: float = Field(1.0, gt=0, le=1000)
+    """Its share of the engines when several teams wait, relative to theirs."""
+    tokens_per_minute: int | None = Field(None, ge=1)
+    """Most tokens it may have computed in a minute; what the store knows is free. Default no limit."""
+    concurrent_tokens: int | None = Field(None, ge=1)
+    """Most tokens it may have queued or in the engines, over all replicas. Default no limit."""
 
 
 class Settings(BaseSettings):
@@ -104,9 +138,10 @@ class Settings(BaseSettings):
     )
 
     server: ServerSettings = ServerSettings()
+    database: DatabaseSettings = DatabaseSettings()
     store: StoreSettings = StoreSettings()
     models: dict[str, AnyModel] = {}
-    teams: dict[str, TeamSettings] = {}
+    teams: dict[TeamName, TeamSettings] = {}
 
     @classmethod
     def settings_customise_sources(
@@ -124,6 +159,8 @@ class Settings(BaseSettings):
     def _keys_are_one_teams(self) -> Self:
         owner: dict[str, str] = {}
         for name, team in self.teams.items():
+            if team.key_sha256 is None:
+                continue
             if team.key_sha256 in owner:
                 raise ValueError(f"teams.{name}.key_sha256 is also that of teams.{owner[team.key_sha256]}")
             owner[team.key_sha256] = name

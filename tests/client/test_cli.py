@@ -32,7 +32,7 @@ def plain(text: str) -> str:
 
 def test_help_lists_every_command() -> None:
     help_text = run("--help").stdout
-    for name in ("methods", "score", "inspect", "serve", "train", "demo"):
+    for name in ("methods", "score", "coverage", "usage", "limits", "inspect", "serve", "train", "demo"):
         assert re.search(rf"^\W*{name} +\w", help_text, re.MULTILINE)
     for line in group.HELP.values():
         assert line in help_text
@@ -161,3 +161,37 @@ def test_a_command_of_another_package_is_imported_when_run(tmp_path: Path, monke
     assert lacking.stderr == 'serve needs a_library_nobody_has: pip install "tokenpriority[service]"\n'
     assert isinstance(run("broken").exception, ModuleNotFoundError), "a bug of ours is not taken for a missing library"
     assert run("nonsense").exit_code == 2
+
+
+def test_a_group_of_commands_of_another_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "grouped_package.py").write_text(
+        "import typer\n"
+        "from tokenpriority.errors import Unavailable\n"
+        "many = typer.Typer(help='Many things.', no_args_is_help=True)\n"
+        "single = typer.Typer()\n"
+        "@many.command()\n"
+        "@single.command()\n"
+        "def one(name: str) -> None:\n"
+        "    typer.echo(name)\n"
+        "@many.command('two')\n"
+        "def two() -> None:\n"
+        "    raise Unavailable('not now')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    added = [EntryPoint(name, f"grouped_package:{name}", group.GROUP) for name in ("many", "single")]
+    monkeypatch.setattr(
+        group, "entry_points", lambda *, group, name=None: [each for each in added if name in (None, each.name)]
+    )
+    assert "From grouped_package." in run("--help").stdout
+    assert "grouped_package" not in sys.modules
+    for arguments in (["many"], ["many", "--help"], ["many", "-h"]):
+        shown = run(*arguments).output
+        assert "Many things." in shown
+        assert re.search(r"^\W*one +|^\W*two +", shown, re.MULTILINE)
+        assert "completion" not in shown
+    assert run("many", "one", "ann").stdout == "ann\n"
+    assert run("single", "one", "ann").stdout == "ann\n", "its commands have names even where it has one"
+    assert "Usage: tokenpriority many one" in run("many", "one", "--help").stdout.replace("root", "tokenpriority")
+    failed = run("many", "two")
+    assert (failed.exit_code, failed.stderr) == (1, "Unavailable: not now\n")
+    assert run("many", "three").exit_code == 2

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tokenpriority import AsyncClient, Client, ConnectionFailed, NotFound, Unauthorized, Unavailable, wire
-from tokenpriority.cli import score
+from tokenpriority.cli import waiting
 from tokenpriority.cli.app import app
 
 
@@ -100,7 +100,7 @@ def scored(server: Any, folder: Path, *arguments: str) -> Any:
 def test_the_command_waits_for_a_server_that_is_loading(
     server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(score, "QUIET_SECONDS", 0.1)
+    monkeypatch.setattr(waiting, "QUIET_SECONDS", 0.1)
     loading = Loading(server, polls=5)
     done = scored(server, tmp_path)
     assert done.exit_code == 0, done.output

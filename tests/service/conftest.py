@@ -19,6 +19,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from postgres import Postgres
 from probe import Probe
 from tokenpriority import wire
 from tokenpriority_service.app import create_app
@@ -96,6 +97,13 @@ def running(
         server.should_exit = True
         thread.join(30)
         assert not thread.is_alive(), "the server did not stop"
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A real PostgreSQL server."""
+    with Postgres() as running_server:
+        yield running_server
 
 
 @pytest.fixture(scope="session")

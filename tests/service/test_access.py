@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from tokenpriority_service.auth import Teams
 from tokenpriority_service.log import JsonFormatter
 from tokenpriority_service.settings import Settings, TeamSettings
 
@@ -47,10 +46,11 @@ def test_each_teams_key_opens(keyed: Any, caplog: pytest.LogCaptureFixture, wait
 
 
 @pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer wrong", "Basic key of alpha", "key of alpha"])
-@pytest.mark.parametrize("path", ["/v1/models", "/v1/methods", "/v1/limits", "/v1/priorities"])
+@pytest.mark.parametrize("path", ["models", "methods", "limits", "usage", "priorities", "coverage", "../metrics"])
 def test_without_a_known_key_nothing_is_told(keyed: Any, path: str, header: str | None) -> None:
     headers = {} if header is None else {"authorization": header}
-    response = keyed.http.request("POST" if path == "/v1/priorities" else "GET", path, headers=headers)
+    verb = "POST" if path in ("priorities", "coverage") else "GET"
+    response = keyed.http.request(verb, f"/v1/{path}", headers=headers)
     assert response.status_code == 401
     assert response.json()["error"]["type"] == "unauthorized"
     assert "Authorization" in response.json()["error"]["message"]
@@ -61,12 +61,6 @@ def test_without_a_known_key_nothing_is_told(keyed: Any, path: str, header: str 
 def test_health_needs_no_key(keyed: Any) -> None:
     assert keyed.http.get("/healthz").status_code == 200
     assert keyed.http.get("/readyz").status_code == 200
-
-
-def test_no_teams_is_open() -> None:
-    teams = Teams({})
-    assert teams.open
-    assert teams.team(None) == teams.team("Bearer anything") == "-"
 
 
 def test_one_line_per_request_without_content_or_keys(

@@ -21,7 +21,7 @@ from tokenpriority_service.settings_models import MODELS
 def started(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
     """What the command would have served."""
     served: list[Settings] = []
-    monkeypatch.setattr(command, "run", served.append)
+    monkeypatch.setattr(command, "run", lambda settings, *, insecure: served.append(settings))
     return served
 
 

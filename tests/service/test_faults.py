@@ -10,8 +10,8 @@ import pytest
 
 from tokenpriority import Client, ConnectionFailed
 from tokenpriority_service import dispatch
-from tokenpriority_service.dispatch import SLICE_TOKENS
 from tokenpriority_service.engines.fake import FakeEngine
+from tokenpriority_service.window import FIRST_SLICE_TOKENS
 
 BODY = {"sequences": [{"token_ids": [1, 2, 3]}]}
 WHY = "its process died and is being restarted"
@@ -72,7 +72,7 @@ def test_everyone_in_flight_or_queued_is_told_and_scoring_resumes(
     """Twelve requests, of which the engine holds four: it breaks, its calls end, and the queue goes with them."""
     with serve({"reference": probe}) as server:
         probe.release.clear()
-        ids = [[n] * (SLICE_TOKENS // 2) for n in range(12)]
+        ids = [[n] * (FIRST_SLICE_TOKENS // 2) for n in range(12)]
         waiting = [pool.submit(server.post, {"sequences": [{"token_ids": each}]}) for each in ids]
         wait_until(lambda: server.service.admission.queued_tokens == 12 * len(ids[0]), "all of them")
         wait_until(lambda: len(probe.jobs) == 4, "a full engine")
@@ -82,7 +82,7 @@ def test_everyone_in_flight_or_queued_is_told_and_scoring_resumes(
             refused(each.result(10))
         assert len(probe.jobs) == 4, "the queue never reached it"
         assert server.service.admission.queued_tokens == 0
-        assert len(server.service.store) == 0
+        assert server.service.store.memory_bytes == 0
         probe.fault = None
         assert server.score({"token_ids": ids[0]})[0]["cached"] is False
 
@@ -92,10 +92,10 @@ def test_calls_that_a_broken_engine_never_answers_are_ended(
 ) -> None:
     with serve({"reference": probe}) as server:
         probe.release.clear()
-        ids = [[n] * SLICE_TOKENS for n in range(3)]
-        probe.inner = FakeEngine(max_model_len=SLICE_TOKENS)
+        ids = [[n] * FIRST_SLICE_TOKENS for n in range(3)]
+        probe.inner = FakeEngine(max_model_len=FIRST_SLICE_TOKENS)
         waiting = [pool.submit(server.post, {"sequences": [{"token_ids": each}]}) for each in ids]
-        wait_until(lambda: server.service.admission.queued_tokens == 3 * SLICE_TOKENS, "all of them")
+        wait_until(lambda: server.service.admission.queued_tokens == 3 * FIRST_SLICE_TOKENS, "all of them")
         wait_until(lambda: len(probe.jobs) == 2, "a full engine")
         probe.fault = WHY
         for each in waiting:
@@ -117,7 +117,7 @@ def test_what_an_engine_says_as_it_breaks_is_not_kept(serve: Any, probe: Any) ->
         good, bad = server.score({"token_ids": [1, 2, 3]}, {"token_ids": [9, 2, 3]})
         assert good["priorities"] == [0, 1, 1]
         assert bad["error"]["type"] == "engine_fault"
-        assert len(server.service.store) == 0
+        assert server.service.store.memory_bytes == 0
         probe.fault = probe.spoil = None
         assert [each["cached"] for each in server.score({"token_ids": [1, 2, 3]}, {"token_ids": [9, 2, 3]})] == [
             False,

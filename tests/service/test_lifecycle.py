@@ -144,7 +144,8 @@ def test_the_command_serves_and_stops_on_sigterm(tmp_path: Path) -> None:
     config.write_text('[server]\nport = 0\n[models.reference]\nmodel = "made up"\nengine = "fake"\n')
     with process("--config", str(config)) as (child, said):
         assert "model reference: made up (fake)" in said
-        assert "no key is asked for" in said
+        assert "so none is asked for" in said
+        assert "database: sqlite://" in said
         url = re.findall(r"http://\S+", said)[0]
         assert httpx.get(f"{url}/healthz", timeout=60).status_code == 200
         ready(url)

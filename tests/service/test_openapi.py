@@ -10,7 +10,6 @@ from tokenpriority import schema, wire
 from tokenpriority.errors import ERROR_TYPES
 from tokenpriority.evidence import OPTIONAL_SIGNALS, SIGNALS
 from tokenpriority_service.openapi import EXAMPLES
-from tokenpriority_service.settings import Settings, TeamSettings
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +35,9 @@ def test_the_scoring_route_has_both_formats_and_all_errors(document: Any) -> Non
     for content in (operation["requestBody"]["content"], operation["responses"]["200"]["content"]):
         assert set(content) == {wire.JSON, wire.MSGPACK}
     documented = {status for status in operation["responses"] if status != "200"}
-    # Without teams nobody is asked for a key; nothing is ever forbidden to one.
-    assert documented == {str(each.status) for each in ERROR_TYPES.values()} - {"401", "403"}
+    assert documented == {str(each.status) for each in ERROR_TYPES.values()}
     for name, each in ERROR_TYPES.items():
-        if each.status not in (401, 403):
-            assert f"`{name}`" in operation["responses"][str(each.status)]["description"]
+        assert f"`{name}`" in operation["responses"][str(each.status)]["description"]
 
 
 def test_the_signals_that_may_be_asked_for_are_listed(document: Any) -> None:
@@ -50,11 +47,13 @@ def test_the_signals_that_may_be_asked_for_are_listed(document: Any) -> None:
 
 def test_every_route_is_there_with_its_answer(document: Any) -> None:
     assert set(document["paths"]) == {
-        "/v1/priorities", "/v1/models", "/v1/methods", "/v1/limits", "/healthz", "/readyz",
+        "/v1/priorities", "/v1/coverage", "/v1/models", "/v1/methods", "/v1/limits", "/v1/usage",
+        "/metrics", "/healthz", "/readyz",
     }  # fmt: skip
     for path, operations in document["paths"].items():
         for operation in operations.values():
-            assert operation["responses"]["200"]["content"][wire.JSON]["schema"], path
+            format_ = "text/plain" if path == "/metrics" else wire.JSON
+            assert operation["responses"]["200"]["content"][format_]["schema"], path
             assert operation["summary"], path
 
 
@@ -71,15 +70,14 @@ def test_examples_are_valid_and_served(torch_server: Any, document: Any, name: s
     assert [error for error in errors if "vocabulary size" not in error] == []
 
 
-def test_a_keyed_server_says_so(serve: Any, probe: Any) -> None:
-    settings = Settings(teams={"a": TeamSettings(key_sha256="0" * 64)})
-    with serve({"reference": probe}, settings) as server:
-        document = server.http.get("/openapi.json").json()
+def test_keys_are_documented_as_asked_for_once_there_are_any(server: Any) -> None:
+    document = server.http.get("/openapi.json").json()
     assert document["components"]["securitySchemes"] == {"key": {"type": "http", "scheme": "bearer"}}
     for path, operations in document["paths"].items():
+        keyed = path.startswith("/v1/") or path == "/metrics"
         for operation in operations.values():
-            assert ("security" in operation) == path.startswith("/v1/")
-            assert ("401" in operation["responses"]) == path.startswith("/v1/")
+            assert operation.get("security") == ([{}, {"key": []}] if keyed else None)
+            assert ("401" in operation["responses"]) == keyed
 
 
 def test_docs_page(server: Any) -> None:

@@ -18,6 +18,7 @@ from tokenpriority_service.record import Record
 from tokenpriority_service.service import Service
 from tokenpriority_service.settings import Settings, StoreSettings
 from tokenpriority_service.store import BLOCK_TOKENS
+from tokenpriority_service.teams.caller import OPEN
 
 B = BLOCK_TOKENS
 SIGNALS = ["entropy", "rank", "mass_above"]
@@ -28,11 +29,12 @@ class Direct:
 
     def __init__(self, probe: Any, max_bytes: int) -> None:
         self.probe = probe
-        self.service = Service(Settings(store=StoreSettings(max_bytes=max_bytes)), {"reference": probe}, load_engine)
+        stored = StoreSettings(memory_bytes=max_bytes, max_bytes=0)
+        self.service = Service(Settings(store=stored), {"reference": probe}, load_engine)
 
     async def ask(self, sequences: list[dict[str, Any]], top20: bool = False) -> Any:
         body = {"sequences": sequences, "signals": [*SIGNALS, *(["entropy_top20"] if top20 else [])]}
-        answer = await self.service.priorities(wire.encode(body), wire.MSGPACK, wire.MSGPACK, Record("x"))
+        answer = await self.service.priorities(wire.encode(body), wire.MSGPACK, wire.MSGPACK, OPEN, Record("x"))
         return wire.decode(answer, dict)
 
 
@@ -57,8 +59,13 @@ def test_answers_are_those_of_a_server_without_a_store(make_probe: Callable[...,
     async def scenario() -> None:
         stored, plain = (Direct(make_probe(FakeEngine()), size) for size in (10**8, 0))
         known: dict[bytes, tuple[int, bool]] = {}
-        for each in (stored, plain):
-            await each.service.models.start()
+        async with stored.service.running(), plain.service.running():
+            for each in (stored, plain):
+                while each.service.models.unready:  # noqa: ASYNC110  # it loads in a thread
+                    await asyncio.sleep(0.001)
+            await compare(stored, plain, known)
+
+    async def compare(stored: Direct, plain: Direct, known: dict[bytes, tuple[int, bool]]) -> None:
         for sequences, top20 in requests:
             before = len(stored.probe.jobs)
             one, two = [await each.ask(sequences, top20) for each in (stored, plain)]
@@ -75,8 +82,6 @@ def test_answers_are_those_of_a_server_without_a_store(make_probe: Callable[...,
                     was, wide = known.get(block, (10**9, False))
                     if not (was <= start and wide >= job.top20):
                         known[block] = start, job.top20
-        for each in (stored, plain):
-            await each.service.models.close()
 
     asyncio.run(scenario())
 

@@ -12,8 +12,10 @@ import pytest
 from pydantic import BaseModel
 
 from tokenpriority_service import checks
-from tokenpriority_service.checks import check
+from tokenpriority_service.checks import check, check_address
 from tokenpriority_service.settings import (
+    LOOPBACK,
+    DatabaseSettings,
     FakeModel,
     InvalidSettings,
     RemoteModel,
@@ -196,17 +198,14 @@ def test_an_environment_variable_with_a_typo(monkeypatch: pytest.MonkeyPatch) ->
         read()
 
 
-MODELS = {"models": {"reference": {"model": "fake", "engine": "fake"}}}
-TEAMS = {"teams": {"a": {"key_sha256": "0" * 64}}}
-
-
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5"])
 def test_an_open_server_stays_on_loopback(host: str) -> None:
-    settings = Settings.model_validate({**MODELS, "server": {"host": host}})
-    with pytest.raises(InvalidSettings, match=r"server\.host: without teams only loopback"):
-        check(settings)
-    check(settings, insecure=True)
-    check(Settings.model_validate({**MODELS, **TEAMS, "server": {"host": host}}))
+    with pytest.raises(InvalidSettings, match=r"server\.host: while no team has a key only loopback"):
+        check_address(host, keyed=False, insecure=False)
+    check_address(host, keyed=False, insecure=True)
+    check_address(host, keyed=True, insecure=False)
+    for loopback in LOOPBACK:
+        check_address(loopback, keyed=False, insecure=False)
 
 
 @pytest.mark.parametrize("path", ["/no/such/folder", "./missing", "~/missing", "a/b/c"])
@@ -268,6 +267,7 @@ def test_what_may_be_served(tmp_path: Path) -> None:
 README = (Path(__file__).parents[2] / "service" / "README.md").read_text()
 SECTIONS: dict[str, type[BaseModel]] = {
     "[server]": ServerSettings,
+    "[database]": DatabaseSettings,
     "[store]": StoreSettings,
     "[teams.NAME]": TeamSettings,
     **{f'[models.NAME] with engine = "{engine}"': settings for engine, settings in CLASSES.items()},

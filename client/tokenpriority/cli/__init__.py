@@ -4,6 +4,9 @@
     group.py     commands of other packages, imported only when run
     methods.py   methods
     score.py     score: a file in, a Parquet file out
+    coverage.py  coverage: how much of a file is stored
+    usage.py     usage, limits: what teams asked for and may ask for
+    waiting.py   how long a command waits
     rows.py      reading JSONL and Parquet
     parts.py     the resumable output
     inspect.py   inspect: tokens coloured by priority

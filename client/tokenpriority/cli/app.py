@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -47,7 +47,12 @@ Url = Annotated[str, typer.Option(envvar="TOKENPRIORITY_URL", help="The scoring 
 ApiKey = Annotated[str | None, typer.Option(envvar="TOKENPRIORITY_API_KEY", help="The team's key.", show_default=False)]
 Model = Annotated[str, typer.Option(help="The server's model that scores.")]
 Method = Annotated[str, typer.Option(help="Priority method; `tokenpriority methods` lists them.")]
+AsJson = Annotated[bool, typer.Option("--json", help="All fields, as the server answers.")]
 Params = Annotated[str, typer.Option(metavar="JSON", help="The method's parameters.", show_default=False)]
+Source = Annotated[Path, typer.Argument(help="JSONL or Parquet file.", metavar="IN", exists=True, dir_okay=False)]
+Waits = Annotated[
+    Literal["interactive", "bulk"], typer.Option(help="Who waits: interactive work goes before bulk work.")
+]
 DEFAULT_URL = "http://127.0.0.1:8000"
 
 
@@ -71,7 +76,7 @@ def methods(
 
 @app.command()
 def score(
-    source: Annotated[Path, typer.Argument(help="JSONL or Parquet file.", metavar="IN", exists=True, dir_okay=False)],
+    source: Source,
     out: Annotated[Path, typer.Option(help="Parquet file to write.", show_default=False)],
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
@@ -79,6 +84,10 @@ def score(
     method: Method = "uniform",
     params: Params = "{}",
     signals: Annotated[list[str] | None, typer.Option(help="Signal to add as a column; may be repeated.")] = None,
+    service_class: Waits = "bulk",
+    cached_only: Annotated[
+        bool, typer.Option("--cached-only", help="Compute nothing: what is not stored is that row's error.")
+    ] = False,
 ) -> None:
     """Score a file: one row per sequence, given as token_ids, text, messages, or prompt and completion.
 
@@ -88,8 +97,58 @@ def score(
     from tokenpriority.cli.score import score_file
     from tokenpriority.exchange import Call
 
-    call = Call(model, method, parse_params(params), signals or ())
+    call = Call(
+        model,
+        method,
+        parse_params(params),
+        signals or (),
+        service_class=service_class,
+        cached_only=cached_only,
+    )
     raise typer.Exit(score_file(source, out, call, url=url, api_key=api_key))
+
+
+@app.command()
+def coverage(
+    source: Source,
+    as_json: Annotated[bool, typer.Option("--json", help="The sums, for programs.")] = False,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+    model: Model = "reference",
+    method: Method = "uniform",
+    params: Params = "{}",
+    signals: Annotated[list[str] | None, typer.Option(help="Signal that is wanted; may be repeated.")] = None,
+) -> None:
+    """Say how much of a file the server has stored, of what `score` with the same options needs."""
+    from tokenpriority.cli.coverage import cover_file
+    from tokenpriority.exchange import Call
+
+    call = Call(model, method, parse_params(params), signals or (), service_class="bulk")
+    cover_file(source, call, as_json=as_json, url=url, api_key=api_key)
+
+
+@app.command()
+def usage(
+    since: Annotated[str, typer.Option(metavar="24h|7d|DATE", help="From when on.")] = "24h",
+    team: Annotated[str | None, typer.Option(help="Of this team alone; a key of scope admin sees all.")] = None,
+    model: Annotated[str | None, typer.Option(help="Of this model alone.")] = None,
+    by: Annotated[Literal["model", "hour"], typer.Option(help="Sum over the hours, or list each.")] = "model",
+    as_json: AsJson = False,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+) -> None:
+    """List what each team asked of each model: tokens, their share from the store, requests, rejections."""
+    from tokenpriority.cli.usage import print_usage
+
+    print_usage(since, team=team, model=model, by_hour=by == "hour", as_json=as_json, url=url, api_key=api_key)
+
+
+@app.command()
+def limits(as_json: AsJson = False, url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
+    """List what the key's team may use and has left, and what the server takes at once."""
+    from tokenpriority.cli.usage import print_limits
+
+    print_limits(as_json=as_json, url=url, api_key=api_key)
 
 
 @app.command()

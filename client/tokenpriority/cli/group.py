@@ -7,7 +7,7 @@ the lines below are what `--help` says of those this distribution brings, so tha
 from __future__ import annotations
 
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import Any, cast
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -19,15 +19,22 @@ GROUP = "tokenpriority.commands"
 HELP = {
     "serve": "Serve log-probabilities and priorities of one or more models.",
     "verify": "Compare vLLM's evidence for a model with transformers', offline.",
+    "keys": "Make, list, rotate and revoke the keys of teams.",
+    "teams": "Set and list the limits of teams.",
+    "db": "Make and check the tables of the server's database.",
     "train": "Train with weighted SFT against a scoring server.",
     "demo": "Run everything end to end on small models and print one table.",
 }
-EXTRA = {"serve": "service", "verify": "service", "train": "trainer", "demo": "service,trainer"}
+EXTRA = {
+    **dict.fromkeys(("serve", "verify", "keys", "teams", "db"), "service"),
+    "train": "trainer",
+    "demo": "service,trainer",
+}
 """Extra of this distribution that a command needs."""
 
 
 class Elsewhere(TyperCommand):
-    """A command of another package as `--help` lists it, before its import."""
+    """A command of another package, or a group of them (a typer.Typer), as `--help` lists it before its import."""
 
     def __init__(self, entry_point: EntryPoint) -> None:
         super().__init__(entry_point.name, help=HELP.get(entry_point.name, f"From {entry_point.module}."))
@@ -36,7 +43,7 @@ class Elsewhere(TyperCommand):
     def load(self) -> Any:
         """The command itself. Exits with one sentence if a library it needs is not installed."""
         try:
-            function = self.entry_point.load()
+            loaded = self.entry_point.load()
         except ModuleNotFoundError as error:
             if error.name is None or error.name.split(".")[0].startswith("tokenpriority"):
                 raise  # a bug of ours, not a missing library
@@ -45,7 +52,10 @@ class Elsewhere(TyperCommand):
             typer.echo(f"{self.entry_point.name} needs {error.name}{hint}", err=True)
             raise typer.Exit(1) from None
         one = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-        one.command(self.entry_point.name)(function)
+        if isinstance(loaded, typer.Typer):
+            one.add_typer(loaded, name=self.entry_point.name)
+            return cast(TyperGroup, get_command(one)).commands[self.entry_point.name]
+        one.command(self.entry_point.name)(loaded)
         return get_command(one)
 
 

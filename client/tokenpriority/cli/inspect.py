@@ -10,21 +10,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tokenpriority.client import Client
+from tokenpriority.cli.waiting import brief_client
 from tokenpriority.exchange import Call
 from tokenpriority.scores import Scores
 
 GREEN, RED, PALE = (0, 150, 60), (215, 45, 45), (235, 235, 235)
 """Background of the greatest positive and negative priority, and what both fade to."""
 
-RETRIES = 2
-"""Somebody is looking at the screen."""
-
 
 def inspect_text(text: str, completion: str | None, call: Call, *, table: bool, url: str, api_key: str | None) -> None:
     """Score one text and print it in colour, with a legend and, if asked, a table."""
     sequence = text if completion is None else {"prompt": text, "completion": completion}
-    with Client(url, api_key=api_key, model=call.model, retries=RETRIES) as client:
+    with brief_client(url, api_key, model=call.model) as client:
         [scores] = client.score(
             [sequence], method=call.method, params=call.params, signals=call.signals, offsets=call.offsets
         )

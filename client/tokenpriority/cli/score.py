@@ -1,7 +1,7 @@
 """`tokenpriority score`: a file of sequences in, a Parquet file of scores out.
 
 Knows what makes two runs the same job: the file's bytes, the model's and the base's fingerprints, the method with its
-version and parameters, the signals. Reading is in `rows.py`, writing in `parts.py`.
+version and parameters, the signals, whether nothing is computed. Reading is in `rows.py`, writing in `parts.py`.
 """
 
 from __future__ import annotations
@@ -13,22 +13,18 @@ import typer
 
 from tokenpriority.cli.parts import Parts
 from tokenpriority.cli.rows import Rows
+from tokenpriority.cli.waiting import model_fingerprints
 from tokenpriority.client import Client
-from tokenpriority.errors import ConnectionFailed
 from tokenpriority.exchange import Call
-from tokenpriority.methods import METHODS
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
-QUIET_SECONDS = 1.0
-READY_SECONDS = 120.0
-"""How long to wait for the models the call reads: first without a word, then saying so."""
 
 
 def score_file(source: Path, out: Path, call: Call, *, url: str, api_key: str | None) -> int:
     """Score every row, going on where an earlier run was stopped; the exit status."""
     rows = Rows(source)
-    with Client(url, api_key=api_key, model=call.model) as client:
+    with Client(url, api_key=api_key, model=call.model, service_class=call.service_class) as client:
         fingerprints = model_fingerprints(client, call, url)
         client.pin(fingerprints)
         parts = Parts(out, describe_job(rows, call, client, fingerprints), call.signals)
@@ -40,7 +36,13 @@ def score_file(source: Path, out: Path, call: Call, *, url: str, api_key: str | 
             typer.echo(f"going on after row {rows.skip}", err=True)
         try:
             results = client.score_many(
-                rows, method=call.method, params=call.params, signals=call.signals, progress=True, errors="return"
+                rows,
+                method=call.method,
+                params=call.params,
+                signals=call.signals,
+                progress=True,
+                errors="return",
+                cached_only=call.cached_only,
             )
             for result in results:
                 parts.add(result)
@@ -63,19 +65,5 @@ def describe_job(rows: Rows, call: Call, client: Client, fingerprints: dict[str,
         "fingerprints": fingerprints,
         "method": {"name": call.method, "version": versions.get(call.method), "params": dict(call.params or {})},
         "signals": list(call.signals),
+        "cached_only": call.cached_only,  # its rows that are not stored are failures, which no other run should keep
     }
-
-
-def model_fingerprints(client: Client, call: Call, url: str) -> dict[str, str]:
-    """Fingerprint of each model the call reads, once they are loaded. Raises as `Client.wait_until_ready`."""
-    names = [call.model]
-    if call.method in METHODS:
-        base = getattr(METHODS[call.method].parse(call.params), "base", None)
-        names += [base] if base else []
-    try:
-        client.wait_until_ready(QUIET_SECONDS, names)
-    except ConnectionFailed:
-        typer.echo(f"waiting for {', '.join(names)} at {url}", err=True)
-        client.wait_until_ready(READY_SECONDS, names)
-    known = {model.name: model.fingerprint for model in client.models()}
-    return {name: known[name] for name in names}

@@ -34,6 +34,9 @@ class Job:
     score_from: int = 1
     top20: bool = False
     """Whether `entropy_top20` is wanted too; only of an engine whose `EngineInfo.signals` lists it."""
+    salt: str = ""
+    """Only jobs of one salt may share what an engine keeps of their beginnings: how long an answer takes tells whether
+    someone scored the same before."""
 
     @property
     def rows(self) -> tuple[str, ...]:

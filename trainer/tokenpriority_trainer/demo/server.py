@@ -26,7 +26,8 @@ class Server:
             probe.bind(("127.0.0.1", 0))
             port: int = probe.getsockname()[1]
         tables = {f"models.{name}": _model(path) for name, path in models.items()}
-        write_toml(config, {"server": {"host": "127.0.0.1", "port": port}, **tables})
+        own = {"server": {"host": "127.0.0.1", "port": port}, "database": {"url": "sqlite://"}}
+        write_toml(config, {**own, **tables})
         self.url = f"http://127.0.0.1:{port}"
         self.child: Child = children.start("server", ["serve", "--config", str(config)])
 

@@ -4,7 +4,8 @@ Read against vLLM 0.26 to 0.33, run on 0.32. What is imported here at once is vL
 imports is not. Nothing else in the package imports vLLM or names its attributes.
 
 - `vllm.v1.engine.async_llm.AsyncLLM`: `from_engine_args`, `encode`, `generate`, `errored`, `model_config`,
-  `vllm_config`, `shutdown`; `vllm.inputs.engine.TokensInput`. Runs the engine core. Without it: no engine.
+  `vllm_config`, `shutdown`; `vllm.inputs.engine.TokensInput` with its `cache_salt`. Runs the engine core. Without it:
+  no engine.
 - `vllm.v1.engine.exceptions.EngineDeadError`. Tells a dead core from a bad request. Without it: no restart.
 - `ModelRegistry.models`, `_BaseRegisteredModel.load_model_cls`. The class a scoring model is made from. Without: no
   fast path.
@@ -210,9 +211,11 @@ class _Shortened:
         return getattr(self._request, name)
 
 
-def prompt(ids: Sequence[int]) -> dict[str, Any]:
-    """A prompt as AsyncLLM takes it without rendering: ids that are known to be sound."""
-    return {"type": "token", "prompt_token_ids": list(ids)}
+def prompt(ids: Sequence[int], salt: str = "") -> dict[str, Any]:
+    """A prompt as AsyncLLM takes it without rendering: ids that are known to be sound. `salt` goes into the hash of its
+    first block in the prefix cache and so into all that follow: beginnings are shared within a salt only.
+    """
+    return {"type": "token", "prompt_token_ids": list(ids), **({"cache_salt": salt} if salt else {})}
 
 
 def prompt_logprobs(output: Any, ids: Sequence[int]) -> Tensor:

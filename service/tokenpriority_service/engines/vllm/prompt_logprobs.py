@@ -29,7 +29,7 @@ class PromptLogprobs:
         """vLLM wants room for the one token it must generate."""
         return max_model_len - 1
 
-    async def rows(self, llm: Any, ids: Ids, wish: Wish, request: str, lora: Any = None) -> Rows:
+    async def rows(self, llm: Any, ids: Ids, wish: Wish, request: str, lora: Any = None, salt: str = "") -> Rows:
         """[2, T - score_from] float32 for ids (T,): logprob and rank."""
         params = internals.SamplingParams(
             max_tokens=1,
@@ -39,7 +39,7 @@ class PromptLogprobs:
             detokenize=False,
             output_kind=internals.RequestOutputKind.FINAL_ONLY,
         )
-        prompt = internals.prompt(ids.tolist())
+        prompt = internals.prompt(ids.tolist(), salt)
         async for output in llm.generate(prompt, params, request, lora_request=lora):
             if output.finished:
                 rows: Rows = internals.prompt_logprobs(output, prompt["prompt_token_ids"]).numpy()

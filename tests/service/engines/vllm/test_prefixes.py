@@ -11,7 +11,7 @@ import pytest
 from tokenpriority_service.engines import Job
 
 
-def cached_tokens(engine: Any, ids: Any, score_from: int) -> tuple[int, Any]:
+def cached_tokens(engine: Any, ids: Any, score_from: int, salt: str = "") -> tuple[int, Any]:
     """How many tokens of a prompt vLLM took from its cache, as it says itself, and the evidence [6, T - score_from]."""
     from tokenpriority_service.engines.vllm import internals
     from tokenpriority_service.engines.vllm.wish import Wish
@@ -20,7 +20,7 @@ def cached_tokens(engine: Any, ids: Any, score_from: int) -> tuple[int, Any]:
         params = internals.PoolingParams(
             task=internals.TASK, extra_kwargs=Wish(score_from).pack(), skip_reading_prefix_cache=False
         )
-        async for output in llm.encode(internals.prompt(ids.tolist()), params, f"prefix-{score_from}"):
+        async for output in llm.encode(internals.prompt(ids.tolist(), salt), params, f"prefix-{score_from}"):
             found = output
         return found.num_cached_tokens, found.outputs.data.numpy()
 
@@ -81,6 +81,22 @@ def test_a_prefix_is_only_shared_by_what_begins_alike(vllm: Any, llama: Any) -> 
     assert cached_tokens(llama, other, 390)[0] == 0
     assert cached_tokens(llama, ids[128:], 262)[0] == 0
     vllm.check_all(vllm.score(llama, jobs), jobs, "llama")
+
+
+def test_prefixes_are_shared_within_a_salt_only(vllm: Any, llama: Any) -> None:
+    """Whether an answer came from the cache shows in its time, so a team could ask whether another scored a text."""
+    ids = vllm.ids(400, seed=16)
+    jobs = [Job(ids, 390, salt="alpha")]
+    first = vllm.score(llama, jobs)
+    vllm.check_all(first, jobs, "llama")
+    assert cached_tokens(llama, ids, 390, "beta")[0] == 0
+    assert cached_tokens(llama, ids, 390, "")[0] == 0
+    cached, evidence = cached_tokens(llama, ids, 390, "alpha")
+    assert cached == 384
+    vllm.close_to(evidence[:3], first[0][:3, 390:], 1e-4)
+    for salt in ("beta", ""):
+        jobs = [Job(ids, 390, salt=salt)]
+        vllm.check_all(vllm.score(llama, jobs), jobs, "llama")
 
 
 @pytest.mark.slow

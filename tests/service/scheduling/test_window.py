@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from tokenpriority import wire
-from tokenpriority_service.dispatch import SLICE_TOKENS, WINDOW_TOKENS
 from tokenpriority_service.engines.fake import FakeEngine
 from tokenpriority_service.settings import ServerSettings, Settings
+from tokenpriority_service.window import FIRST_SLICE_TOKENS, SLICE_TOKENS, WINDOW_TOKENS
 
 
 @pytest.fixture
@@ -26,15 +26,15 @@ def test_queued_work_of_a_client_that_hangs_up_never_starts(
 ) -> None:
     with serve({"reference": probe}) as server:
         probe.release.clear()
-        window = pool.submit(server.score, *({"token_ids": [n] * (SLICE_TOKENS // 2)} for n in range(4)))
+        window = pool.submit(server.score, *({"token_ids": [n] * (FIRST_SLICE_TOKENS // 2)} for n in range(4)))
         wait_until(lambda: len(probe.jobs) == 4, "as many jobs in the engine as it takes")
         admission = server.service.admission
         hang_up(
             server,
             {"sequences": [{"token_ids": [4, 5]}]},
-            lambda: wait_until(lambda: admission.queued_tokens == WINDOW_TOKENS + 2, "the queued job"),
+            lambda: wait_until(lambda: admission.queued_tokens == 2 * FIRST_SLICE_TOKENS + 2, "the queued job"),
         )
-        wait_until(lambda: admission.queued_tokens == WINDOW_TOKENS, "the dropped job")
+        wait_until(lambda: admission.queued_tokens == 2 * FIRST_SLICE_TOKENS, "the dropped job")
         probe.release.set()
         assert len(window.result()) == 4
         assert len(probe.jobs) == 4
@@ -46,12 +46,12 @@ def test_a_large_queue_is_worked_off_in_order_and_in_slices(
 ) -> None:
     with serve({"reference": probe}) as server:
         probe.release.clear()
-        sequences = [{"token_ids": [n] * 20_000} for n in range(12)]
+        sequences = [{"token_ids": [n] * 600} for n in range(12)]
         first = pool.submit(server.score, *sequences[:6])
         wait_until(lambda: len(probe.jobs) == 6, "two calls in the engine")
         second = pool.submit(server.score, *sequences[6:])
-        wait_until(lambda: server.service.admission.queued_tokens == 240_000, "the queue")
-        assert probe.calls == [60_000, 60_000], "no room for a seventh"
+        wait_until(lambda: server.service.admission.queued_tokens == 7_200, "the queue")
+        assert probe.calls == [1_800, 1_800], "no room for a seventh"
         probe.release.set()
         assert [r["token_ids"][0] for r in first.result() + second.result()] == list(range(12))
         assert [int(job.token_ids[0]) for job in probe.jobs] == list(range(12))
@@ -95,9 +95,11 @@ def test_a_cancelled_call_leaves_its_room_to_others(
         def queue_another() -> None:
             wait_until(lambda: len(probe.jobs) == 4, "a full engine")
             queued.append(pool.submit(server.score, {"token_ids": [7, 8, 9]}))
-            wait_until(lambda: server.service.admission.queued_tokens == WINDOW_TOKENS + 3, "the queued job")
+            wait_until(lambda: server.service.admission.queued_tokens == 2 * FIRST_SLICE_TOKENS + 3, "the queued job")
 
-        hang_up(server, {"sequences": [{"token_ids": [n] * (SLICE_TOKENS // 2)} for n in range(4)]}, queue_another)
+        hang_up(
+            server, {"sequences": [{"token_ids": [n] * (FIRST_SLICE_TOKENS // 2)} for n in range(4)]}, queue_another
+        )
         wait_until(lambda: probe.cancelled == 2, "both calls cancelled")
         wait_until(lambda: probe.calls == [3], "the other's call")
         probe.release.set()

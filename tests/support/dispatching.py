@@ -1,0 +1,70 @@
+"""A dispatcher in virtual time, and teams that send it requests."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from tokenpriority_service.admission import Admission
+from tokenpriority_service.dispatch import Dispatcher, Work
+from tokenpriority_service.engines.engine import Engine
+from tokenpriority_service.fair_queue import Flow
+from tokenpriority_service.store import MemoryStore, Wanted
+
+BULK, INTERACTIVE = Flow("many", "bulk", 1.0), Flow("few", "interactive", 1.0)
+
+
+@dataclass
+class Recorder:
+    """Writes down what a dispatcher says."""
+
+    waits: list[tuple[str, str, float]] = field(default_factory=list)
+    calls: list[tuple[str, int, int, float]] = field(default_factory=list)
+
+    def waited(self, model: str, service_class: str, seconds: float) -> None:
+        self.waits.append((model, service_class, seconds))
+
+    def called(self, model: str, tokens: int, sequences: int, seconds: float) -> None:
+        self.calls.append((model, tokens, sequences, seconds))
+
+
+class Desk:
+    """A dispatcher with what it needs; made where an event loop runs."""
+
+    def __init__(self, engine: Engine, max_queued_tokens: int = 10**9) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.watch = Recorder()
+        self.admission = Admission(max_queued_tokens, self.loop.time)
+        store = MemoryStore(0)  # which keeps nothing
+        self.dispatcher = Dispatcher(engine, store, self.admission, self.watch, name="reference")
+        self._keys = itertools.count()
+
+    def send(self, length: int, flow: Flow) -> Work:
+        """A new sequence, admitted and waited for."""
+        self.admission.admit(flow.team, flow.weight, length)
+        wanted = Wanted([next(self._keys).to_bytes(16, "big")], length, 1, False)
+        work = self.dispatcher.enqueue(wanted, np.zeros(length, np.uint32), flow, "")
+        return self.dispatcher.join(work, flow)
+
+    async def request(self, lengths: Sequence[int], flow: Flow) -> float:
+        """Seconds until all of a request's sequences were scored."""
+        began = self.loop.time()
+        works = [self.send(length, flow) for length in lengths]
+        await asyncio.wait({work.done for work in works})
+        for work in works:
+            assert isinstance(work.done.result(), np.ndarray), work.done.result()
+        return self.loop.time() - began
+
+    def saturate(self, lengths: Sequence[int], flow: Flow = BULK, clients: int = 8) -> list[asyncio.Task[Any]]:
+        """Clients that send one such request after the other."""
+
+        async def forever() -> None:
+            while True:
+                await self.request(lengths, flow)
+
+        return [asyncio.create_task(forever()) for _ in range(clients)]
