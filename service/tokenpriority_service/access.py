@@ -16,6 +16,9 @@ from tokenpriority_service.failure import failure
 from tokenpriority_service.metrics import Metrics
 from tokenpriority_service.tracing import Tracer
 
+DRAINING = "the server is draining; it takes no new requests"
+RETRY_SECONDS = 1.0
+"""`retry_after` while it drains: another replica, or the next process, may be there by then."""
 ALWAYS_SERVED = ("/healthz", "/readyz")
 
 TRACED = ("request_id", "team", "route", "status", "tokens", "cached_tokens")
@@ -79,7 +82,7 @@ class Access:
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._gate.draining and scope["path"] not in ALWAYS_SERVED:
-            refusal = failure(Request(scope), Unavailable("the server is draining; it takes no new requests"))
+            refusal = failure(Request(scope), Unavailable(DRAINING, retry_after=RETRY_SECONDS))
             refusal.headers["connection"] = "close"
             await refusal(scope, receive, send)
         else:

@@ -13,43 +13,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
+from tokenpriority_service.drain import Drain, wait
 from tokenpriority_service.refusals import ServerFull, ShareExceeded
-
-MEMORY = 0.9
-"""Share of the past that each finished piece of work leaves in a measured speed."""
-RETRY_SECONDS = (1.0, 60.0)
-"""Least and greatest `retry_after`; before any speed was measured it is the least."""
-ANYONE = "-"
-"""The team of callers without a key; it has the server to itself, so no share bounds it."""
-
-
-@dataclass(slots=True)
-class _Drain:
-    """Tokens held and how fast they leave; time in which nothing was held does not count."""
-
-    tokens: int = 0
-    mark: float = 0.0
-    """When the last work finished, or, if later, when there last began to be work."""
-    done_tokens: float = 0.0
-    done_seconds: float = 0.0
-
-    @property
-    def speed(self) -> float | None:
-        """Tokens per second; None before the first was finished."""
-        return self.done_tokens / self.done_seconds if self.done_seconds else None
-
-    def take(self, tokens: int, now: float) -> None:
-        if not self.tokens:
-            self.mark = now
-        self.tokens += tokens
-
-    def finish(self, tokens: int, now: float) -> None:
-        self.done_tokens = MEMORY * self.done_tokens + tokens
-        self.done_seconds = MEMORY * self.done_seconds + (now - self.mark)
-        self.mark = now
-        self.tokens -= tokens
+from tokenpriority_service.teams.caller import ANYONE
 
 
 class Admission:
@@ -58,8 +25,8 @@ class Admission:
     def __init__(self, max_queued_tokens: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.max_queued_tokens = max_queued_tokens
         self._clock = clock
-        self._all = _Drain()
-        self._teams: dict[str, _Drain] = {}
+        self._all = Drain()
+        self._teams: dict[str, Drain] = {}
         """Only of teams that hold something."""
 
     @property
@@ -77,17 +44,18 @@ class Admission:
         return self._teams[team].tokens if team in self._teams else 0
 
     def admit(self, team: str, weight: float, tokens: int) -> None:
-        """Accept work of this many tokens. Raises ServerFull if it has no room, ShareExceeded if the team
-        has no right to so much of it; both with `retry_after`.
+        """Accept work of this many tokens. Raises ServerFull if there is no room for it, ShareExceeded if the team has
+        no right to so much of it; both with `retry_after`.
         """
         excess = self.queued_tokens + tokens - self.max_queued_tokens
         if excess > 0:
             raise ServerFull(
                 f"the server has {self.queued_tokens} tokens queued and takes at most {self.max_queued_tokens} "
                 f"(max_queued_tokens); this request needs {tokens} more",
-                retry_after=_seconds(excess, self.tokens_per_second),
+                retry_after=wait(excess, self.tokens_per_second),
             )
         held, free = self.held(team), self.max_queued_tokens - self.queued_tokens
+        # Callers without a key have the server to themselves.
         if team != ANYONE and held and held + tokens > weight * free:
             raise ShareExceeded(
                 f"team {team} has {held} tokens queued, and this request needs {tokens} more; by its weight of "
@@ -99,7 +67,7 @@ class Admission:
             return
         now = self._clock()
         self._all.take(tokens, now)
-        self._teams.setdefault(team, _Drain()).take(tokens, now)
+        self._teams.setdefault(team, Drain()).take(tokens, now)
 
     def finish(self, team: str, tokens: int) -> None:
         """Accepted work has been done."""
@@ -110,8 +78,8 @@ class Admission:
 
     def drop(self, team: str, tokens: int) -> None:
         """Accepted work was given up; it says nothing about speed."""
-        self._all.tokens -= tokens
-        self._teams[team].tokens -= tokens
+        self._all.drop(tokens)
+        self._teams[team].drop(tokens)
         self._let_go(team)
 
     def _let_go(self, team: str) -> None:
@@ -124,9 +92,4 @@ class Admission:
         # Each token that leaves makes the team's hold smaller and the free room larger; a team with none fits anyhow.
         free = self.max_queued_tokens - self.queued_tokens
         excess = min((drain.tokens + tokens - weight * free) / (1 + weight), drain.tokens)
-        return _seconds(excess, drain.speed or self.tokens_per_second)
-
-
-def _seconds(tokens: float, speed: float | None) -> float:
-    least, greatest = RETRY_SECONDS
-    return float(min(max(math.ceil(tokens / speed), least), greatest)) if speed else least
+        return wait(excess, drain.speed or self.tokens_per_second)

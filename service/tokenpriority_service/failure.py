@@ -7,11 +7,12 @@ import math
 from fastapi import Request, Response
 
 from tokenpriority import wire
-from tokenpriority.errors import ApiError, InvalidRequest
+from tokenpriority.errors import ApiError, EngineFault, InvalidRequest
 from tokenpriority_service import media, record
 
 RETRY_SECONDS = 1.0
-"""Retry-After of a 429 or 503 whose error names no time."""
+"""Retry-After of a 429 or an engine's fault that names no time. A 503 without one will not be over by waiting: a model
+that cannot be loaded."""
 
 
 def failure(request: Request, error: ApiError) -> Response:
@@ -19,7 +20,7 @@ def failure(request: Request, error: ApiError) -> Response:
     about = record.of(request.scope)
     about.error = error.type
     headers = {}
-    if error.status in (429, 503):
+    if error.status == 429 or error.retry_after is not None or isinstance(error, EngineFault):
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after or RETRY_SECONDS)))
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"

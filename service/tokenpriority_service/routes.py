@@ -89,7 +89,7 @@ def create_router(service: Service) -> APIRouter:
         model: str | None = None,
         team: str | None = None,
     ) -> Response:
-        """What was used, by team, model and hour: of hours that begin at `since` or later and before `until`."""
+        """What was used, by team, model and hour: of the hours that overlap [`since`, `until`)."""
         if "admin" not in caller.scopes and team not in (None, caller.team):
             raise Forbidden(f"team: this key sees the usage of its own team, {caller.team!r}, only; got {team!r}")
         whose = team if "admin" in caller.scopes else caller.team

@@ -120,7 +120,7 @@ def process(*options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     try:
         assert child.stdout is not None
         said = [child.stdout.readline()]
-        while said[-1] and not said[-1].startswith("  teams"):
+        while said[-1] and not said[-1].startswith("  keys"):
             said.append(child.stdout.readline())
         yield child, "".join(said)
     finally:

@@ -47,7 +47,7 @@ class Desk:
     def send(self, length: int, flow: Flow) -> Work:
         """A new sequence, admitted and waited for."""
         self.admission.admit(flow.team, flow.weight, length)
-        wanted = Wanted([next(self._keys).to_bytes(16, "big")], length, 1, False)
+        wanted = Wanted((next(self._keys).to_bytes(16, "big"),), length, 1, False)
         work = self.dispatcher.enqueue(wanted, np.zeros(length, np.uint32), flow, "")
         return self.dispatcher.join(work, flow)
 

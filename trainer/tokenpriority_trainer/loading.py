@@ -22,7 +22,7 @@ _FILES = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
     """The student's tokenizer. Raises ConfigError if there is none at `path`."""
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model.path)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model.path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ConfigError(f"model.path: no tokenizer at {model.path!r}: {_first_line(error)}") from None
     return tokenizer
@@ -31,7 +31,7 @@ def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
 def load_model(model: ModelSection) -> Any:
     """The student, a causal language model, on the CPU in `dtype`. Raises ConfigError if there is none at `path`."""
     try:
-        return AutoModelForCausalLM.from_pretrained(model.path, dtype=model.dtype)
+        return AutoModelForCausalLM.from_pretrained(model.path, dtype=model.dtype, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ConfigError(f"model.path: no model at {model.path!r}: {_first_line(error)}") from None
 

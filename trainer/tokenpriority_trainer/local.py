@@ -91,9 +91,10 @@ def _loaded(role: str, given: Any, student: Any, tokenizer: PreTrainedTokenizerB
         raise ConfigError(f"priorities.local.{role}: is the student itself, which does not stay as it is; give a copy")
     if not isinstance(given, str):
         return given
-    attention = {"attn_implementation": student.config._attn_implementation}
+    attention = student.config._attn_implementation
     try:
-        model, its = AutoModelForCausalLM.from_pretrained(given, **attention), AutoTokenizer.from_pretrained(given)
+        model = AutoModelForCausalLM.from_pretrained(given, attn_implementation=attention, trust_remote_code=False)
+        its = AutoTokenizer.from_pretrained(given, trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = str(error.__cause__ or error).strip().partition("\n")[0]
         raise ConfigError(f"priorities.local.{role}: no model with its tokenizer at {given!r}: {reason}") from None

@@ -26,8 +26,8 @@ from tokenpriority.errors import Unavailable
 T = TypeVar("T")
 Work = Callable[[sa.Connection], T]
 
-THREADS = 8
-"""Threads, and connections, of one process."""
+READERS, WRITERS = 6, 4
+"""Threads of one process, each with a connection; SQLite has one that writes."""
 CONNECT_SECONDS = 5
 BUSY_SECONDS = 30
 """How long SQLite waits for another process that writes."""
@@ -62,7 +62,10 @@ class Database:
         # psycopg's own errors reach us from cursors that SQLAlchemy does not wrap.
         self._errors = (DBAPIError, PoolTimeout, self._engine.dialect.loaded_dbapi.Error)
         self._logged: dict[str, float] = {}
-        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="database")
+        # Apart: work that waits for its turn to write does not keep others from reading.
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="database-read")
+        writers = 1 if self.dialect == "sqlite" else WRITERS
+        self._writers = ThreadPoolExecutor(writers, thread_name_prefix="database-write")
 
     @property
     def in_memory(self) -> bool:
@@ -76,11 +79,11 @@ class Database:
 
     async def read(self, work: Work[T]) -> T:
         """Run `work` on a connection, in a thread. Raises Unavailable if the database is away."""
-        return await self._run(self.read_now, work)
+        return await asyncio.get_running_loop().run_in_executor(self._readers, self.read_now, work)
 
     async def write(self, work: Work[T]) -> T:
         """Run `work` in a transaction, in a thread: all of it is committed, or nothing. Raises Unavailable."""
-        return await self._run(self.write_now, work)
+        return await asyncio.get_running_loop().run_in_executor(self._writers, self.write_now, work)
 
     def read_now(self, work: Work[T]) -> T:
         """`read` in the calling thread."""
@@ -104,11 +107,9 @@ class Database:
 
     def close(self) -> None:
         """Wait for what runs, then disconnect."""
-        self._pool.shutdown()
+        self._readers.shutdown()
+        self._writers.shutdown()
         self._engine.dispose()
-
-    async def _run(self, call: Callable[[Work[T]], T], work: Work[T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, call, work)
 
     def _away(self, error: Exception) -> Unavailable:
         said = reason(error)
@@ -147,7 +148,7 @@ def _sqlite(url: sa.URL) -> sa.Engine:
             raise InvalidUrl(f"{url.database}: its folder cannot be made: {error.strerror}") from None
         engine = sa.create_engine(
             url,
-            pool_size=THREADS,
+            pool_size=READERS + WRITERS,
             max_overflow=1,
             connect_args={"check_same_thread": False, "timeout": BUSY_SECONDS},
         )
@@ -171,7 +172,7 @@ def _postgresql(url: sa.URL) -> sa.Engine:
     try:
         return sa.create_engine(
             url.set(drivername="postgresql+psycopg"),
-            pool_size=THREADS,
+            pool_size=READERS + WRITERS,
             max_overflow=1,
             pool_pre_ping=True,
             connect_args={

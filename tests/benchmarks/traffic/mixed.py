@@ -59,7 +59,7 @@ async def _text(client: httpx.AsyncClient, target: Target, rng: np.random.Genera
 
 async def _malformed(client: httpx.AsyncClient, target: Target, rng: np.random.Generator, _known: Ids) -> None:
     body = target.body(fresh(2, 64))
-    _expect(await client.post("/v1/priorities", content=body[: len(body) // 2]), 422)
+    _expect(await client.post("/v1/priorities", content=body[: len(body) // 2]), 400)
 
 
 async def _unknown_key(client: httpx.AsyncClient, target: Target, rng: np.random.Generator, _known: Ids) -> None:

@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenpriority.errors import Overloaded, Unavailable
-from tokenpriority_service.admission import ANYONE, RETRY_SECONDS, Admission
+from tokenpriority_service.admission import Admission
+from tokenpriority_service.drain import RETRY_SECONDS
+from tokenpriority_service.teams.caller import ANYONE
 
 
 class Clock:

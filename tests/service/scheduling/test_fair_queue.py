@@ -22,9 +22,8 @@ flows = st.sampled_from(FLOWS)
 tokens = st.integers(1, LARGEST)
 pushes = st.tuples(st.just("push"), flows, tokens)
 pops = st.just(("pop",))
-places = st.integers(0, 10_000)
-removes = st.tuples(st.just("remove"), places)
-moves = st.tuples(st.just("move"), places, flows)
+removes = st.tuples(st.just("remove"), st.integers(0, 10_000))
+moves = st.tuples(st.just("move"), st.integers(0, 10_000), flows)
 
 
 class Lag:
@@ -151,9 +150,8 @@ def test_items_leave_in_order_of_arrival_within_a_flow_and_all_leave(items: list
         queue.remove(number)
     left = [queue.pop() for _ in range(len(queue))]
     for flow in FLOWS:
-        assert [n for n in left if items[n][0] == flow] == [
-            n for n in range(len(items)) if items[n][0] == flow and n not in gone
-        ]
+        expected = [n for n in range(len(items)) if items[n][0] == flow and n not in gone]
+        assert [n for n in left if items[n][0] == flow] == expected
     assert len(left) == len(items) - len(gone)
     assert queue.tokens == {}
 
@@ -201,9 +199,8 @@ def test_one_item_at_a_time_gets_no_more_than_its_share() -> None:
     queue.push("one", one, 10)
     served = []
     for _ in range(100):
-        item = queue.pop()
-        served.append(item)
-        if item == "one":
+        served.append(queue.pop())
+        if served[-1] == "one":
             queue.push("one", one, 10)
     assert 49 <= served.count("one") <= 51
 
@@ -232,9 +229,7 @@ def test_a_team_that_left_costs_no_memory() -> None:
     assert len(waiting.turns._finished) <= 1
     while len(queue):
         queue.pop()
-    assert not waiting.lanes
-    assert not waiting.turns._finished
-    assert not queue._turns._finished
+    assert [len(each) for each in (waiting.lanes, waiting.turns._finished, queue._turns._finished)] == [0, 0, 0]
 
 
 def test_misuse_is_refused() -> None:

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from postgres import Postgres
 from stores import Held, Watch, ids, layered, rows_of, truth, wanted
-from tokenpriority_service.database.database import Database
+from tokenpriority_service.database.database import READERS, Database
 from tokenpriority_service.database.upgrade import upgrade
 from tokenpriority_service.store import health, writer
 from tokenpriority_service.store import layered as layers
@@ -196,7 +196,7 @@ def test_a_database_that_does_not_answer_is_not_waited_for(
         held.keep(wanted(ids(500)))
     with layered(database, watch=watch) as held:
         release = threading.Event()
-        busy = [database._pool.submit(release.wait) for _ in range(8)]
+        busy = [database._readers.submit(release.wait) for _ in range(READERS)]
         assert held.find(wanted(ids(500))).shape == (6, 0)
         assert watch.failures == ["find"]
         release.set()
