@@ -1,5 +1,5 @@
-"""What every test shares: one torch thread (cores are few and often shared), no word to any model hub, and servers whose
-database is in memory unless a test says otherwise."""
+"""What every test shares: one torch thread (cores are few and often shared), no word to any model hub, and servers
+whose database is in memory unless a test says otherwise."""
 
 from __future__ import annotations
 

@@ -15,16 +15,16 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from tokenpriority.errors import ApiError, InvalidRequest, NotFound, shown
-from tokenpriority_service.access import Access
-from tokenpriority_service.dispatch import Work
+from tokenpriority_service.configuration.settings import Settings
 from tokenpriority_service.engines import Engine, Load, load_engine
-from tokenpriority_service.failure import failure
-from tokenpriority_service.fair_queue import FairQueue
-from tokenpriority_service.openapi import provider
-from tokenpriority_service.record import CLIENT_GONE
-from tokenpriority_service.routes import ClientGone, create_router
+from tokenpriority_service.scheduling.dispatch import Work
+from tokenpriority_service.scheduling.fair_queue import FairQueue
 from tokenpriority_service.service import Service
-from tokenpriority_service.settings import Settings
+from tokenpriority_service.web.access import Access
+from tokenpriority_service.web.failure import failure
+from tokenpriority_service.web.openapi import provider
+from tokenpriority_service.web.record import CLIENT_GONE
+from tokenpriority_service.web.routes import ClientGone, create_router
 
 DESCRIPTION = """Reference log-probabilities and signed token priorities for supervised fine-tuning.
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from tokenpriority.errors import ApiError
-from tokenpriority_service.checks import check, check_address
-from tokenpriority_service.settings import InvalidSettings, Settings, read
-from tokenpriority_service.settings_models import MODELS
+from tokenpriority_service.configuration.checks import check, check_address
+from tokenpriority_service.configuration.settings import InvalidSettings, Settings, read
+from tokenpriority_service.configuration.settings_models import MODELS
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -95,8 +95,8 @@ def serve(
 
 def run(settings: Settings, *, insecure: bool = False) -> None:
     """Serve until told to stop."""
-    from tokenpriority_service import log
-    from tokenpriority_service.server import PortTaken, Server, listen
+    from tokenpriority_service.telemetry import log
+    from tokenpriority_service.web.server import PortTaken, Server, listen
 
     app, keyed = _prepared(settings, insecure)
     try:

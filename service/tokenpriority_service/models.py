@@ -18,11 +18,11 @@ from typing import TypeVar
 
 from tokenpriority.errors import NotFound, Unavailable
 from tokenpriority.schema import ModelInfo, ModelList
-from tokenpriority_service.dispatch import RETRY_SECONDS, Dispatcher
+from tokenpriority_service.configuration.settings import ModelSettings
 from tokenpriority_service.engines import Engine, Load
 from tokenpriority_service.engines.fingerprint import tokenizer_fingerprint
-from tokenpriority_service.settings import ModelSettings
-from tokenpriority_service.text import Text
+from tokenpriority_service.requests.text import Text
+from tokenpriority_service.scheduling.dispatch import RETRY_SECONDS, Dispatcher
 
 T = TypeVar("T")
 

@@ -12,28 +12,28 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from typing import TypeVar
 
 from tokenpriority.schema import Limits, TeamLimits
-from tokenpriority_service import answer
-from tokenpriority_service.access import Gate
-from tokenpriority_service.admission import Admission
+from tokenpriority_service.configuration.settings import Settings
 from tokenpriority_service.database.database import Database
 from tokenpriority_service.database.upgrade import check, upgrade
-from tokenpriority_service.dispatch import Dispatcher, Work
-from tokenpriority_service.door import Door, Request
 from tokenpriority_service.engines import Engine, Load
-from tokenpriority_service.fair_queue import FairQueue
-from tokenpriority_service.gathering import Gathered, Resources, coverage, gather
-from tokenpriority_service.metrics import Metrics, Reason
 from tokenpriority_service.models import Models
-from tokenpriority_service.record import Record
-from tokenpriority_service.scoring import score
-from tokenpriority_service.settings import Settings
-from tokenpriority_service.sources import ServerSources
+from tokenpriority_service.requests import answer
+from tokenpriority_service.requests.door import Door, Request
+from tokenpriority_service.requests.gathering import Gathered, Resources, coverage, gather
+from tokenpriority_service.requests.scoring import score
+from tokenpriority_service.scheduling.admission import Admission
+from tokenpriority_service.scheduling.dispatch import Dispatcher, Work
+from tokenpriority_service.scheduling.fair_queue import FairQueue
 from tokenpriority_service.store import LayeredStore
 from tokenpriority_service.teams.caller import Caller
 from tokenpriority_service.teams.directory import Directory
 from tokenpriority_service.teams.quota import Quota
 from tokenpriority_service.teams.usage import UsageLog
-from tokenpriority_service.tracing import open_tracer
+from tokenpriority_service.telemetry.metrics import Metrics, Reason
+from tokenpriority_service.telemetry.sources import ServerSources
+from tokenpriority_service.telemetry.tracing import open_tracer
+from tokenpriority_service.web.access import Gate
+from tokenpriority_service.web.record import Record
 
 T = TypeVar("T")
 

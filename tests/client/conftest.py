@@ -16,9 +16,9 @@ import uvicorn
 from contract_server import ContractServer
 from tokenpriority import Client
 from tokenpriority_service.app import create_app
+from tokenpriority_service.configuration.settings import Settings
 from tokenpriority_service.engines.engine import Engine, EngineInfo, Job, Rows
 from tokenpriority_service.engines.fake import FakeEngine
-from tokenpriority_service.settings import Settings
 
 
 @contextmanager

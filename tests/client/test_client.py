@@ -29,9 +29,9 @@ from tokenpriority import (
 from tokenpriority.evidence import SIGNALS
 from tokenpriority.sequences import MAX_SEQUENCES
 from tokenpriority_service.app import create_app
+from tokenpriority_service.configuration.settings import Settings, TeamSettings
 from tokenpriority_service.engines.engine import Job
 from tokenpriority_service.engines.fake import FakeEngine
-from tokenpriority_service.settings import Settings, TeamSettings
 
 ENGINE = FakeEngine()
 RNG = np.random.default_rng(7)

@@ -23,11 +23,11 @@ from postgres import Postgres
 from probe import Probe
 from tokenpriority import wire
 from tokenpriority_service.app import create_app
+from tokenpriority_service.configuration.settings import Settings, TorchModel
 from tokenpriority_service.engines.engine import Engine
 from tokenpriority_service.engines.fake import FakeEngine
-from tokenpriority_service.server import Server, listen
 from tokenpriority_service.service import Service
-from tokenpriority_service.settings import Settings, TorchModel
+from tokenpriority_service.web.server import Server, listen
 
 HEADER = "{{ '<|im_start|>' + m.role + '\n' }}"
 BODY = "{{ m.content + '<|im_end|>\n' }}"

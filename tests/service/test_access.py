@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from tokenpriority_service.log import JsonFormatter
-from tokenpriority_service.settings import Settings, TeamSettings
+from tokenpriority_service.configuration.settings import Settings, TeamSettings
+from tokenpriority_service.telemetry.log import JsonFormatter
 
 KEYS = {"alpha": "key of alpha", "beta": "ключ"}
 BODY = {"sequences": [{"token_ids": [11, 12, 13]}]}

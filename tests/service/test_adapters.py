@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from tokenpriority_service.app import create_app
+from tokenpriority_service.configuration.settings import FakeModel, Settings, VllmModel
 from tokenpriority_service.engines.fake import FakeEngine
-from tokenpriority_service.settings import FakeModel, Settings, VllmModel
 
 BODY = {"sequences": [{"token_ids": list(range(20))}]}
 HOST = VllmModel(model="weights", max_model_len=64, adapters={"tuned": "lora/tuned", "other": "lora/other"})

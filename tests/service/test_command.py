@@ -12,9 +12,9 @@ import typer
 from typer.testing import CliRunner, Result
 
 from tokenpriority_service import command
+from tokenpriority_service.configuration.settings import ModelSettings, RemoteModel, Settings, TorchModel, VllmModel
+from tokenpriority_service.configuration.settings_models import MODELS
 from tokenpriority_service.engines import ENGINES, load_engine
-from tokenpriority_service.settings import ModelSettings, RemoteModel, Settings, TorchModel, VllmModel
-from tokenpriority_service.settings_models import MODELS
 
 
 @pytest.fixture

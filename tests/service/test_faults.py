@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from tokenpriority import Client, ConnectionFailed
-from tokenpriority_service import dispatch
 from tokenpriority_service.engines.fake import FakeEngine
-from tokenpriority_service.window import FIRST_SLICE_TOKENS
+from tokenpriority_service.scheduling import dispatch
+from tokenpriority_service.scheduling.window import FIRST_SLICE_TOKENS
 
 BODY = {"sequences": [{"token_ids": [1, 2, 3]}]}
 WHY = "its process died and is being restarted"

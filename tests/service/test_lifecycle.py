@@ -22,8 +22,8 @@ import typer
 from typer.testing import CliRunner
 
 from tokenpriority_service.command import serve as serve_command
+from tokenpriority_service.configuration.settings import FakeModel, Settings, TorchModel
 from tokenpriority_service.engines.fake import FakeEngine
-from tokenpriority_service.settings import FakeModel, Settings, TorchModel
 
 FAKE = FakeModel(model="fake")
 BODY = {"sequences": [{"token_ids": [1, 2, 3]}]}

@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx
 
-from tokenpriority_service.log import JsonFormatter
+from tokenpriority_service.telemetry.log import JsonFormatter
 
 KEY = "key-of-alpha-2f6c"
 CONTENT = "kryptonite"

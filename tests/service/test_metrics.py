@@ -8,8 +8,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from measured import Samples, Server, everything, samples
-from tokenpriority_service.metrics import SECONDS, SEQUENCES, TOKENS, Metrics, Queued, Stored
-from tokenpriority_service.refusals import REFUSALS
+from tokenpriority_service.scheduling.refusals import REFUSALS
+from tokenpriority_service.telemetry.metrics import SECONDS, SEQUENCES, TOKENS, Metrics, Queued, Stored
 
 SERIES = {
     "tokenpriority_tokens_total": {"team", "model", "source"},

@@ -9,7 +9,7 @@ import pytest
 from tokenpriority import schema, wire
 from tokenpriority.errors import ERROR_TYPES
 from tokenpriority.evidence import OPTIONAL_SIGNALS, SIGNALS
-from tokenpriority_service.openapi import EXAMPLES
+from tokenpriority_service.web.openapi import EXAMPLES
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tokenpriority import wire
+from tokenpriority_service.configuration.settings import Settings, StoreSettings
 from tokenpriority_service.engines import Job, load_engine
 from tokenpriority_service.engines.fake import FakeEngine
-from tokenpriority_service.record import Record
 from tokenpriority_service.service import Service
-from tokenpriority_service.settings import Settings, StoreSettings
 from tokenpriority_service.store import BLOCK_TOKENS
 from tokenpriority_service.teams.caller import OPEN
+from tokenpriority_service.web.record import Record
 
 B = BLOCK_TOKENS
 SIGNALS = ["entropy", "rank", "mass_above"]

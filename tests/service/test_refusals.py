@@ -10,7 +10,7 @@ import pytest
 
 from refusals import check
 from tokenpriority import wire
-from tokenpriority_service.settings import ServerSettings, Settings
+from tokenpriority_service.configuration.settings import ServerSettings, Settings
 
 GOOD = {"id": "good", "token_ids": [1, 2, 3]}
 TALK = [{"role": "user", "content": "hi there"}, {"role": "assistant", "content": " yes "}]

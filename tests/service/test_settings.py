@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from tokenpriority_service import checks
-from tokenpriority_service.checks import check, check_address
-from tokenpriority_service.settings import (
+from tokenpriority_service.configuration import checks
+from tokenpriority_service.configuration.checks import check, check_address
+from tokenpriority_service.configuration.settings import (
     LOOPBACK,
     DatabaseSettings,
     FakeModel,
@@ -27,7 +27,7 @@ from tokenpriority_service.settings import (
     VllmModel,
     read,
 )
-from tokenpriority_service.settings_models import MODELS as CLASSES
+from tokenpriority_service.configuration.settings_models import MODELS as CLASSES
 
 FILE = """
 [server]

@@ -9,9 +9,15 @@ from typing import Any
 
 import pytest
 
+from tokenpriority_service.configuration.settings import (
+    DatabaseSettings,
+    ServerSettings,
+    Settings,
+    StoreSettings,
+    TeamSettings,
+)
 from tokenpriority_service.database.database import Database
 from tokenpriority_service.engines.fake import FakeEngine
-from tokenpriority_service.settings import DatabaseSettings, ServerSettings, Settings, StoreSettings, TeamSettings
 from tokenpriority_service.store import BLOCK_TOKENS
 from tokenpriority_service.teams import keys
 from tokenpriority_service.teams.caller import Limits, Scope

@@ -29,8 +29,8 @@ from tokenpriority import (
 )
 from tokenpriority.cli.app import app
 from tokenpriority.schema import UsageEntry
+from tokenpriority_service.configuration.settings import DatabaseSettings, Settings
 from tokenpriority_service.database.database import Database
-from tokenpriority_service.settings import DatabaseSettings, Settings
 from tokenpriority_service.store import BLOCK_TOKENS
 from tokenpriority_service.teams import keys
 from tokenpriority_service.teams.caller import Limits, Scope

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tokenpriority import wire
-from tokenpriority_service.settings import Settings, StoreSettings
+from tokenpriority_service.configuration.settings import Settings, StoreSettings
 
 
 def test_a_hit_gives_identical_bytes_and_says_so(serve: Any, probe: Any) -> None:

@@ -18,11 +18,11 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from tokenpriority_service import otlp, tracing
+from tokenpriority_service.configuration.settings import ServerSettings, Settings
+from tokenpriority_service.configuration.settings_errors import InvalidSettings
 from tokenpriority_service.engines.fake import FakeEngine
-from tokenpriority_service.settings import ServerSettings, Settings
-from tokenpriority_service.settings_errors import InvalidSettings
-from tokenpriority_service.tracing import Tracer, Untraced, open_tracer
+from tokenpriority_service.telemetry import otlp, tracing
+from tokenpriority_service.telemetry.tracing import Tracer, Untraced, open_tracer
 
 TRACE, CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 PRIVATE = "the token content 464 2068"
@@ -234,7 +234,7 @@ def test_without_an_address_nothing_is_traced_or_imported() -> None:
     assert span.trace_id is None
     tracer.close()
     code = (
-        "import sys, tokenpriority_service.tracing as t; t.open_tracer(None); "
+        "import sys, tokenpriority_service.telemetry.tracing as t; t.open_tracer(None); "
         "print([name for name in sys.modules if name.startswith('opentelemetry')])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -242,7 +242,7 @@ def test_without_an_address_nothing_is_traced_or_imported() -> None:
 
 
 def test_without_the_library_the_setting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "tokenpriority_service.otlp")
+    monkeypatch.delitem(sys.modules, "tokenpriority_service.telemetry.otlp")
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
     with pytest.raises(InvalidSettings, match=r"server\.traces: needs opentelemetry: pip install"):
         tracing.open_tracer("http://127.0.0.1:4318")

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from tokenpriority_service.admission import Admission
-from tokenpriority_service.dispatch import Dispatcher, Work
 from tokenpriority_service.engines.engine import Engine
-from tokenpriority_service.fair_queue import Flow
+from tokenpriority_service.scheduling.admission import Admission
+from tokenpriority_service.scheduling.dispatch import Dispatcher, Work
+from tokenpriority_service.scheduling.fair_queue import Flow
 from tokenpriority_service.store import MemoryStore, Wanted
 
 BULK, INTERACTIVE = Flow("many", "bulk", 1.0), Flow("few", "interactive", 1.0)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from tokenpriority_service.metrics import Metrics, Queued, Stored
+from tokenpriority_service.telemetry.metrics import Metrics, Queued, Stored
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 

@@ -60,7 +60,8 @@ def truth(ids: Ids) -> np.ndarray[Any, np.dtype[np.float32]]:
     """The log-probabilities of one sequence, (T,), from the engine itself."""
     (rows,) = asyncio.run(FakeEngine(model="fake").score([Job(ids)]))
     assert not isinstance(rows, Exception)
-    return rows[0]
+    logprobs: np.ndarray[Any, np.dtype[np.float32]] = rows[0]
+    return logprobs
 
 
 def fresh(count: int, tokens: int) -> list[Ids]:

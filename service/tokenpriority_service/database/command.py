@@ -11,9 +11,9 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from tokenpriority_service.configuration.settings import InvalidSettings, read
 from tokenpriority_service.database import upgrade as tables
 from tokenpriority_service.database.database import Database, InvalidUrl
-from tokenpriority_service.settings import InvalidSettings, read
 
 app = typer.Typer(help="Make and check the tables of the server's database.", no_args_is_help=True)
 

@@ -9,7 +9,7 @@ import math
 import threading
 from dataclasses import dataclass, field
 
-from tokenpriority_service.drain import Drain, wait
+from tokenpriority_service.scheduling.drain import Drain, wait
 from tokenpriority_service.teams.dialect import Clock
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Self
 
-from tokenpriority_service.settings import TeamSettings
+from tokenpriority_service.configuration.settings import TeamSettings
 
 ANYONE = "-"
 """The team of every caller where no key was ever made."""

@@ -10,7 +10,7 @@ import math
 
 import sqlalchemy as sa
 
-from tokenpriority_service.refusals import ConcurrencyExceeded, RateExceeded
+from tokenpriority_service.scheduling.refusals import ConcurrencyExceeded, RateExceeded
 from tokenpriority_service.teams import allowance, in_flight
 from tokenpriority_service.teams.books import Books
 from tokenpriority_service.teams.caller import Caller

@@ -16,9 +16,9 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from tokenpriority_service.configuration.settings import InvalidSettings, Settings, read
 from tokenpriority_service.database.database import Database, InvalidUrl
 from tokenpriority_service.database.upgrade import NotCurrent, check, upgrade
-from tokenpriority_service.settings import InvalidSettings, Settings, read
 
 Config = Annotated[
     Path | None,

@@ -15,10 +15,10 @@ from typing import Any
 import sqlalchemy as sa
 
 from tokenpriority.errors import Forbidden, Unauthorized
+from tokenpriority_service.configuration.settings import TeamSettings
 from tokenpriority_service.database.database import Database
 from tokenpriority_service.database.tables import api_key
 from tokenpriority_service.database.tables import team as team_table
-from tokenpriority_service.settings import TeamSettings
 from tokenpriority_service.teams.caller import OPEN, Caller, Limits, Scope
 from tokenpriority_service.teams.dialect import Clock, at, now
 from tokenpriority_service.teams.keys import all_keys, any_key, digest_of, id_of

@@ -14,8 +14,8 @@ import sqlalchemy as sa
 import typer
 from pydantic import ValidationError
 
-from tokenpriority_service.settings import TeamSettings
-from tokenpriority_service.settings_errors import explain
+from tokenpriority_service.configuration.settings import TeamSettings
+from tokenpriority_service.configuration.settings_errors import explain
 from tokenpriority_service.teams.caller import Limits
 from tokenpriority_service.teams.commands import AsJson, Config, check_name, failing, opened, print_json, print_rows
 from tokenpriority_service.teams.keys import all_keys

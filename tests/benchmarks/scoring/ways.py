@@ -23,8 +23,8 @@ from scoring import memory
 from scoring.clients import Clients
 from scoring.way import Way
 from tokenpriority_service.app import create_app
+from tokenpriority_service.configuration.settings import read
 from tokenpriority_service.engines import Engine, Job, load_engine
-from tokenpriority_service.settings import read
 
 _MODEL = "scored"
 _PADDED_ROWS = 8

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import TypeVar
 
-from tokenpriority_service.fair_queue import FairQueue, Flow
+from tokenpriority_service.scheduling.fair_queue import FairQueue, Flow
 
 T = TypeVar("T", bound=Hashable)
 

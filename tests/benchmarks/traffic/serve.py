@@ -8,11 +8,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tokenpriority_service import log
 from tokenpriority_service.app import create_app
-from tokenpriority_service.fair_queue import FairQueue
-from tokenpriority_service.server import Server, listen
-from tokenpriority_service.settings import read
+from tokenpriority_service.configuration.settings import read
+from tokenpriority_service.scheduling.fair_queue import FairQueue
+from tokenpriority_service.telemetry import log
+from tokenpriority_service.web.server import Server, listen
 from traffic.fifo import Fifo
 
 QUEUES: dict[str, type[FairQueue[Any]]] = {"fair": FairQueue, "fifo": Fifo}

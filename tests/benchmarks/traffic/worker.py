@@ -56,6 +56,7 @@ class Worker(Generic[T]):
 
 def _run(load: Callable[..., Awaitable[Any]], args: tuple[Any, ...], pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the script then ends its workers
+    answer: tuple[Any, str | None]
     try:
         answer = asyncio.run(_stoppable(load, args, pipe)), None
     except Exception:

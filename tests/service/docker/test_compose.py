@@ -13,7 +13,7 @@ import pytest
 import typer.main
 
 from composed import DOCKER, VARIABLE, example, load, substituted
-from tokenpriority_service.settings import ServerSettings, TorchModel, VllmModel, read
+from tokenpriority_service.configuration.settings import ServerSettings, TorchModel, VllmModel, read
 
 GIVEN = {"POSTGRES_PASSWORD": "p" * 64, "GRAFANA_PASSWORD": "g" * 64, "METRICS_KEY": "tp_k_s", "MODELS": "/srv/models"}
 SERVICE_KEYS = {

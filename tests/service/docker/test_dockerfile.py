@@ -14,7 +14,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from tokenpriority_service.command import serve
-from tokenpriority_service.settings import read
+from tokenpriority_service.configuration.settings import read
 
 ROOT = Path(__file__).parents[3]
 FILES = sorted((ROOT / "docker").glob("*.Dockerfile"))

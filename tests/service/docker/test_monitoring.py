@@ -12,7 +12,7 @@ import yaml
 from composed import DOCKER, load
 from measured import everything, samples
 from tokenpriority.schema import ServiceClass
-from tokenpriority_service.refusals import REFUSALS
+from tokenpriority_service.scheduling.refusals import REFUSALS
 
 DASHBOARD = json.loads((DOCKER / "grafana/dashboards/tokenpriority.json").read_text())
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]

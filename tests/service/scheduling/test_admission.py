@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenpriority.errors import Overloaded, Unavailable
-from tokenpriority_service.admission import Admission
-from tokenpriority_service.drain import RETRY_SECONDS
+from tokenpriority_service.scheduling.admission import Admission
+from tokenpriority_service.scheduling.drain import RETRY_SECONDS
 from tokenpriority_service.teams.caller import ANYONE
 
 

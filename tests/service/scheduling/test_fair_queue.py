@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenpriority_service.fair_queue import CLASS_WEIGHTS, FairQueue, Flow
+from tokenpriority_service.scheduling.fair_queue import CLASS_WEIGHTS, FairQueue, Flow
 
 # Powers of two, so that the tags are exact.
 WEIGHTS = {"alpha": 1.0, "beta": 2.0, "gamma": 0.25, "delta": 1.0}

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from tokenpriority_service.configuration.settings import ServerSettings, Settings
 from tokenpriority_service.engines.fake import FakeEngine
-from tokenpriority_service.settings import ServerSettings, Settings
 
 
 @pytest.fixture

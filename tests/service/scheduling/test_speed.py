@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenpriority_service.speed import CALLS, FEW, GROWTH, Speed
+from tokenpriority_service.scheduling.speed import CALLS, FEW, GROWTH, Speed
 
 FIRST = 1000
 seconds = st.floats(0.001, 10.0)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from tokenpriority import wire
+from tokenpriority_service.configuration.settings import ServerSettings, Settings
 from tokenpriority_service.engines.fake import FakeEngine
-from tokenpriority_service.settings import ServerSettings, Settings
-from tokenpriority_service.window import FIRST_SLICE_TOKENS, SLICE_TOKENS, WINDOW_TOKENS
+from tokenpriority_service.scheduling.window import FIRST_SLICE_TOKENS, SLICE_TOKENS, WINDOW_TOKENS
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import UTC
 from typing import Any
 
@@ -17,8 +18,8 @@ from mutants import Nest, pack
 from refusals import check
 from tokenpriority import wire
 from tokenpriority.errors import MalformedBody, TooLarge
-from tokenpriority_service.body import MAX_DEPTH, max_values, measure
-from tokenpriority_service.settings import ServerSettings, Settings
+from tokenpriority_service.configuration.settings import ServerSettings, Settings
+from tokenpriority_service.web.body import MAX_DEPTH, max_values, measure
 
 LIMIT = max_values(ServerSettings().max_request_tokens)
 GOOD = {"id": "good", "token_ids": [1, 2, 3]}
@@ -113,7 +114,7 @@ def test_the_depth_is_exact(media: str, maps: bool) -> None:
                 measure(body, media, LIMIT)
 
 
-DEEP = {
+DEEP: dict[str, Callable[[Any], Any]] = {
     "params": lambda inner: {"sequences": [GOOD], "method": {"name": "uniform", "params": {"a": inner}}},
     "an unknown field": lambda inner: {"x": inner, "sequences": [GOOD]},
     "a field of another type": lambda inner: {"sequences": [GOOD], "model": inner},
@@ -149,7 +150,8 @@ def test_too_many_values_are_refused_before_they_are_built(serve: Any, probe: An
     few = ServerSettings(max_request_tokens=20, max_queued_tokens=40)
     limit = max_values(few.max_request_tokens)
     with serve({"reference": probe}, Settings(server=few)) as server:
-        for inner in ([], {}, 0, ""):
+        empty: tuple[Any, ...] = ([], {}, 0, "")
+        for inner in empty:
             for name in ("sequences", "method", "x"):
                 body = wire.encode({name: [inner] * (limit + 1)}, media)
                 check(
@@ -162,8 +164,8 @@ BOMBS = """
 import resource
 from tokenpriority import wire
 from tokenpriority.errors import ApiError
-from tokenpriority_service.door import Door
-from tokenpriority_service.settings import ServerSettings
+from tokenpriority_service.requests.door import Door
+from tokenpriority_service.configuration.settings import ServerSettings
 
 door = Door(ServerSettings(), None)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

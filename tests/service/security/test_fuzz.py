@@ -17,8 +17,8 @@ import pytest
 from mutants import SEEDS, Mutants, pack
 from tokenpriority import wire
 from tokenpriority_service.app import create_app
+from tokenpriority_service.configuration.settings import Settings, StoreSettings
 from tokenpriority_service.engines.fake import FakeEngine
-from tokenpriority_service.settings import Settings, StoreSettings
 from tokenpriority_service.teams.caller import OPEN, Caller
 
 MSGPACK_BODIES, JSON_BODIES, COVERAGE_EACH, TOGETHER = 100_000, 12_000, 10, 20

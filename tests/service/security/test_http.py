@@ -12,9 +12,9 @@ import psutil
 import pytest
 
 from tokenpriority import wire
-from tokenpriority_service import body as bodies
-from tokenpriority_service import protocol
-from tokenpriority_service.settings import ServerSettings, Settings
+from tokenpriority_service.configuration.settings import ServerSettings, Settings
+from tokenpriority_service.web import body as bodies
+from tokenpriority_service.web import protocol
 
 GOOD = wire.encode({"sequences": [{"token_ids": [1, 2, 3]}]}, wire.JSON)
 POST = b"POST /v1/priorities HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"

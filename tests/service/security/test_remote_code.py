@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from tokenpriority_service.configuration.settings import Settings, TorchModel
 from tokenpriority_service.engines.checkpoint import load_tokenizer
 from tokenpriority_service.engines.torch import TorchEngine
-from tokenpriority_service.settings import Settings, TorchModel
 
 CODE = """
 import pathlib

@@ -15,9 +15,9 @@ import sqlalchemy as sa
 
 from postgres import Postgres
 from tokenpriority.errors import Forbidden, Unauthorized, Unavailable
+from tokenpriority_service.configuration.settings import TeamSettings
 from tokenpriority_service.database.database import Database
 from tokenpriority_service.database.upgrade import upgrade
-from tokenpriority_service.settings import TeamSettings
 from tokenpriority_service.teams import directory as module
 from tokenpriority_service.teams.caller import ANYONE, Caller, Limits
 from tokenpriority_service.teams.directory import Directory

@@ -25,9 +25,10 @@ class Server:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port: int = probe.getsockname()[1]
-        tables = {f"models.{name}": _model(path) for name, path in models.items()}
-        own = {"server": {"host": "127.0.0.1", "port": port}, "database": {"url": "sqlite://"}}
-        write_toml(config, {**own, **tables})
+        tables: dict[str, dict[str, object]] = {f"models.{name}": _model(path) for name, path in models.items()}
+        tables["server"] = {"host": "127.0.0.1", "port": port}
+        tables["database"] = {"url": "sqlite://"}
+        write_toml(config, tables)
         self.url = f"http://127.0.0.1:{port}"
         self.child: Child = children.start("server", ["serve", "--config", str(config)])
 

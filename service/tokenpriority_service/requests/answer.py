@@ -12,11 +12,11 @@ from msgspec import UNSET, UnsetType
 
 from tokenpriority import wire
 from tokenpriority.schema import CoverageItem, CoverageResponse, ErrorBody, MethodRef, ModelRef, ResultItem, Usage
-from tokenpriority_service.door import Request
-from tokenpriority_service.gathering import Cost
-from tokenpriority_service.item import Refused, Sequence
 from tokenpriority_service.models import Model
-from tokenpriority_service.scoring import Scored
+from tokenpriority_service.requests.door import Request
+from tokenpriority_service.requests.gathering import Cost
+from tokenpriority_service.requests.item import Refused, Sequence
+from tokenpriority_service.requests.scoring import Scored
 
 
 class _Answer(msgspec.Struct, kw_only=True, omit_defaults=True):

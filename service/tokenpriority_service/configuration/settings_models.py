@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Discriminator, Field, Tag
 
-from tokenpriority_service.section import Section
+from tokenpriority_service.configuration.section import Section
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Location = Annotated[str, Field(min_length=1), AfterValidator(os.path.expanduser)]

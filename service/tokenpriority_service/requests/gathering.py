@@ -14,20 +14,20 @@ from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 
 from tokenpriority.errors import ApiError
-from tokenpriority_service.admission import Admission
-from tokenpriority_service.dispatch import Work
-from tokenpriority_service.door import Draft, Request
-from tokenpriority_service.fair_queue import Flow
-from tokenpriority_service.item import Sequence
-from tokenpriority_service.metrics import Reason
 from tokenpriority_service.models import Model
-from tokenpriority_service.plan import Known, New, Plan, unbegun
-from tokenpriority_service.refusals import REFUSALS
+from tokenpriority_service.requests.door import Draft, Request
+from tokenpriority_service.requests.item import Sequence
+from tokenpriority_service.requests.plan import Known, New, Plan, unbegun
+from tokenpriority_service.scheduling.admission import Admission
+from tokenpriority_service.scheduling.dispatch import Work
+from tokenpriority_service.scheduling.fair_queue import Flow
+from tokenpriority_service.scheduling.refusals import REFUSALS
 from tokenpriority_service.store import EvidenceStore, Wanted, content_keys
 from tokenpriority_service.teams.caller import Caller
 from tokenpriority_service.teams.charge import Charge, Remaining
 from tokenpriority_service.teams.quota import Quota
-from tokenpriority_service.tracing import Tracer
+from tokenpriority_service.telemetry.metrics import Reason
+from tokenpriority_service.telemetry.tracing import Tracer
 
 
 @dataclass(slots=True)

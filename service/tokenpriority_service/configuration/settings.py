@@ -20,9 +20,9 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from tokenpriority_service.section import Section
-from tokenpriority_service.settings_errors import InvalidSettings, explain
-from tokenpriority_service.settings_models import (
+from tokenpriority_service.configuration.section import Section
+from tokenpriority_service.configuration.settings_errors import InvalidSettings, explain
+from tokenpriority_service.configuration.settings_models import (
     AnyModel,
     FakeModel,
     ModelSettings,

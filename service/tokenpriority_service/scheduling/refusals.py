@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from tokenpriority.errors import Overloaded, Unavailable
-from tokenpriority_service.metrics import Reason
+from tokenpriority_service.telemetry.metrics import Reason
 
 
 class RateExceeded(Overloaded):

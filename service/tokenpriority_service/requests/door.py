@@ -17,10 +17,10 @@ from tokenpriority.evidence import ENGINE_SIGNALS
 from tokenpriority.methods import Method, Params, get_method
 from tokenpriority.methods.inputs import Role
 from tokenpriority.schema import RequestEnvelope, SequenceItem, ServiceClass
-from tokenpriority_service.body import max_values, measure
-from tokenpriority_service.item import ItemId, Refused, Sequence, check_item, parse_item
+from tokenpriority_service.configuration.settings import ServerSettings
 from tokenpriority_service.models import Model, Models
-from tokenpriority_service.settings import ServerSettings
+from tokenpriority_service.requests.item import ItemId, Refused, Sequence, check_item, parse_item
+from tokenpriority_service.web.body import max_values, measure
 
 _LIVE: dict[Role, str] = {"student": "the live student", "old": "the student of some steps ago"}
 """Whose evidence only a trainer has."""

@@ -19,7 +19,7 @@ from tokenpriority.schema import SequenceItem, Span
 from tokenpriority.spans import Labels, Surface, span_labels
 from tokenpriority_service.engines.engine import Ids
 from tokenpriority_service.models import Model
-from tokenpriority_service.text import Mask, Tokens
+from tokenpriority_service.requests.text import Mask, Tokens
 
 ItemId = str | int
 MAX_SPANS = 4096

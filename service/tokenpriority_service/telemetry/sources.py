@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from tokenpriority_service.access import Gate
-from tokenpriority_service.metrics import Queued, Stored
 from tokenpriority_service.models import Models
 from tokenpriority_service.store import LayeredStore
+from tokenpriority_service.telemetry.metrics import Queued, Stored
+from tokenpriority_service.web.access import Gate
 
 
 class ServerSources:

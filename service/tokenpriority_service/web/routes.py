@@ -16,12 +16,12 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from tokenpriority import methods, wire
 from tokenpriority.errors import ApiError, Forbidden, Unavailable
 from tokenpriority.schema import UsageReport
-from tokenpriority_service import media, record
-from tokenpriority_service.body import read
-from tokenpriority_service.dispatch import RETRY_SECONDS
-from tokenpriority_service.failure import answer_type
+from tokenpriority_service.scheduling.dispatch import RETRY_SECONDS
 from tokenpriority_service.service import Service
 from tokenpriority_service.teams.caller import Caller, Scope
+from tokenpriority_service.web import media, record
+from tokenpriority_service.web.body import read
+from tokenpriority_service.web.failure import answer_type
 
 MAX_SECONDS = 253_402_300_799
 """The end of the year 9999."""

@@ -15,8 +15,8 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from tokenpriority_service.access import Gate
-from tokenpriority_service.protocol import Protocol
+from tokenpriority_service.web.access import Gate
+from tokenpriority_service.web.protocol import Protocol
 
 BACKLOG = 2048
 """Connections that may wait to be accepted."""

@@ -21,8 +21,8 @@ from msgspec import UNSET
 from tokenpriority.errors import InvalidSequence
 from tokenpriority.schema import Message, SequenceItem
 from tokenpriority.spans import Conversation, Surface
-from tokenpriority_service.chat import Chat, check_messages
 from tokenpriority_service.engines.engine import Ids
+from tokenpriority_service.requests.chat import Chat, check_messages
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 

@@ -14,8 +14,8 @@ import math
 import time
 from collections.abc import Callable
 
-from tokenpriority_service.drain import Drain, wait
-from tokenpriority_service.refusals import ServerFull, ShareExceeded
+from tokenpriority_service.scheduling.drain import Drain, wait
+from tokenpriority_service.scheduling.refusals import ServerFull, ShareExceeded
 from tokenpriority_service.teams.caller import ANYONE
 
 

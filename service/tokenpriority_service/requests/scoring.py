@@ -15,10 +15,10 @@ from tokenpriority.arrays import Namespace
 from tokenpriority.errors import ApiError
 from tokenpriority.evidence import ENGINE_SIGNALS, SIGNALS, Evidence
 from tokenpriority.methods import Inputs, prioritise
-from tokenpriority_service.door import Draft, Request
-from tokenpriority_service.gathering import Gathered
-from tokenpriority_service.item import Refused, Sequence
-from tokenpriority_service.plan import Known
+from tokenpriority_service.requests.door import Draft, Request
+from tokenpriority_service.requests.gathering import Gathered
+from tokenpriority_service.requests.item import Refused, Sequence
+from tokenpriority_service.requests.plan import Known
 
 NUMPY = cast(Namespace, np)
 

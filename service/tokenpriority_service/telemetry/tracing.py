@@ -11,7 +11,7 @@ import contextlib
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from tokenpriority_service.settings_errors import InvalidSettings
+from tokenpriority_service.configuration.settings_errors import InvalidSettings
 
 Attribute = str | int | float | bool | None
 """None is left out."""
@@ -54,7 +54,7 @@ def open_tracer(collector: str | None) -> Tracer:
     if collector is None:
         return Untraced()
     try:
-        from tokenpriority_service.otlp import OtlpTracer
+        from tokenpriority_service.telemetry.otlp import OtlpTracer
     except ImportError as error:
         raise InvalidSettings(f'server.traces: needs {error.name}: pip install "tokenpriority[traces]"') from None
     return OtlpTracer(collector)

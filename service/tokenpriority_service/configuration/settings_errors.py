@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tokenpriority_service.settings_models import MODELS
+from tokenpriority_service.configuration.settings_models import MODELS
 
 
 class InvalidSettings(Exception):

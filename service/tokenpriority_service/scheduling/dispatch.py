@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tokenpriority.errors import ApiError, InternalError, Unavailable
-from tokenpriority_service.admission import Admission
 from tokenpriority_service.engines.engine import Engine, Ids, Job, Rows
-from tokenpriority_service.fair_queue import FairQueue, Flow
-from tokenpriority_service.outcome import outcomes
+from tokenpriority_service.scheduling.admission import Admission
+from tokenpriority_service.scheduling.fair_queue import FairQueue, Flow
+from tokenpriority_service.scheduling.outcome import outcomes
+from tokenpriority_service.scheduling.window import Call, Window
 from tokenpriority_service.store import EvidenceStore, Wanted
-from tokenpriority_service.window import Call, Window
 
 WATCH_SECONDS = 1.0
 """How often an engine with work is asked whether it can still score."""

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tokenpriority.errors import ApiError, NotStored
-from tokenpriority_service.dispatch import Work
 from tokenpriority_service.engines.engine import Rows
-from tokenpriority_service.item import Sequence
 from tokenpriority_service.models import Model
+from tokenpriority_service.requests.item import Sequence
+from tokenpriority_service.scheduling.dispatch import Work
 from tokenpriority_service.store import Wanted
 
 

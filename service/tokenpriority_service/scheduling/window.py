@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tokenpriority_service.engines.engine import Rows
-from tokenpriority_service.speed import Speed
+from tokenpriority_service.scheduling.speed import Speed
 
 if TYPE_CHECKING:
-    from tokenpriority_service.dispatch import Work
+    from tokenpriority_service.scheduling.dispatch import Work
 
 SLICE_SECONDS = 0.03
 """Work of one call, at the measured speed; a longer sequence goes alone."""

@@ -20,7 +20,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from tokenpriority_service.tracing import Attribute, Span
+from tokenpriority_service.telemetry.tracing import Attribute, Span
 
 EXPORT_SECONDS = 3
 """Most that one attempt to send takes, retries included."""

@@ -11,10 +11,10 @@ from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tokenpriority.errors import InternalError, Unavailable
-from tokenpriority_service import record
-from tokenpriority_service.failure import failure
-from tokenpriority_service.metrics import Metrics
-from tokenpriority_service.tracing import Tracer
+from tokenpriority_service.telemetry.metrics import Metrics
+from tokenpriority_service.telemetry.tracing import Tracer
+from tokenpriority_service.web import record
+from tokenpriority_service.web.failure import failure
 
 DRAINING = "the server is draining; it takes no new requests"
 RETRY_SECONDS = 1.0

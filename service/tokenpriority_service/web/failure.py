@@ -8,7 +8,7 @@ from fastapi import Request, Response
 
 from tokenpriority import wire
 from tokenpriority.errors import ApiError, EngineFault, InvalidRequest
-from tokenpriority_service import media, record
+from tokenpriority_service.web import media, record
 
 RETRY_SECONDS = 1.0
 """Retry-After of a 429 or an engine's fault that names no time. A 503 without one will not be over by waiting: a model

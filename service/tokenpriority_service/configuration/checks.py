@@ -10,8 +10,7 @@ import os
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from tokenpriority_service.engines import missing
-from tokenpriority_service.settings import (
+from tokenpriority_service.configuration.settings import (
     LOOPBACK,
     InvalidSettings,
     ModelSettings,
@@ -20,6 +19,7 @@ from tokenpriority_service.settings import (
     TorchModel,
     VllmModel,
 )
+from tokenpriority_service.engines import missing
 
 
 def check(settings: Settings) -> None:

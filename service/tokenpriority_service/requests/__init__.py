@@ -1,0 +1,1 @@
+"""One request: from a body to checked sequences, evidence, priorities, an answer."""

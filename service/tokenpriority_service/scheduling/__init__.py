@@ -1,0 +1,1 @@
+"""Whose work is next, and how much is taken."""
