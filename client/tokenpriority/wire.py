@@ -7,7 +7,7 @@ the field, the value and the limit. Knows nothing of HTTP or of what the fields 
 from __future__ import annotations
 
 import re
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import msgspec
 import numpy as np
@@ -89,6 +89,11 @@ def _generic(body: bytes | memoryview | msgspec.Raw, media_type: str) -> Any:
         raise MalformedBody(f"the body is not valid {media_type}: {error}") from None
 
 
+def _values(kind: Any, field: str) -> list[str]:
+    """What a field of a struct may be, where that is one of a few words."""
+    return [repr(each) for each in get_args(get_type_hints(kind)[field])]
+
+
 def _explain(message: str, value: Any, kind: Any, whole: str) -> str:
     """Add the field, the offending value and the known fields to msgspec's complaint, which names type and limit."""
     match = _PATH.match(message)
@@ -97,6 +102,8 @@ def _explain(message: str, value: Any, kind: Any, whole: str) -> str:
     field = path.removeprefix(".") or whole
     if what.startswith("Object contains unknown field") and not path:
         return f"{field}: {what}; known fields: {', '.join(kind.__struct_encode_fields__)}"
+    if what.startswith("Invalid enum value"):
+        return f"{field}: {what}, must be one of {', '.join(_values(kind, field))}"
     if "[...]" in path or what.startswith("Object"):
         return f"{field}: {what}"
     try:

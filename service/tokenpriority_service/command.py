@@ -14,7 +14,7 @@ import typer
 
 from tokenpriority.errors import ApiError
 from tokenpriority_service.configuration.checks import check, check_address
-from tokenpriority_service.configuration.settings import InvalidSettings, Settings, read
+from tokenpriority_service.configuration.settings import LOOPBACK, InvalidSettings, Settings, read
 from tokenpriority_service.configuration.settings_models import MODELS
 
 if TYPE_CHECKING:
@@ -109,16 +109,26 @@ def run(settings: Settings, *, insecure: bool = False) -> None:
     for name, each in settings.models.items():
         typer.echo(f"  model {name}: {each.model} ({each.summary}), loading")
     typer.echo(f"  database: {app.state.service.database.shown}")
-    typer.echo(
-        "  keys: " + ("asked for" if keyed else "none made yet, so none is asked for (`tokenpriority keys create`)")
-    )
+    typer.echo(f"  keys: {_said(keyed, settings.server.host)}")
     Server(app, app.state.service.gate, settings.server.drain_seconds).run(sockets=[sock])
+
+
+def _said(keyed: bool, host: str) -> str:
+    """Who may use the server."""
+    if keyed:
+        return "asked for"
+    who = (
+        "and only this machine is listened to"
+        if host in LOOPBACK
+        else "and anybody who reaches this address may use it"
+    )
+    return f"no team has one, so none is asked for, {who} (`tokenpriority keys create`)"
 
 
 def _prepared(settings: Settings, insecure: bool) -> tuple[FastAPI, bool]:
     """The application over a database that is up to date, and whether it asks for keys."""
     from tokenpriority_service.app import create_app
-    from tokenpriority_service.database.database import InvalidUrl
+    from tokenpriority_service.database.database import InvalidUrl, reason
     from tokenpriority_service.database.upgrade import NotCurrent
 
     try:
@@ -130,8 +140,10 @@ def _prepared(settings: Settings, insecure: bool) -> tuple[FastAPI, bool]:
         _fail(f"database.url: {error}")
     except InvalidSettings as error:
         _fail(str(error))
-    except (NotCurrent, ApiError) as error:
+    except NotCurrent as error:
         _fail(f"database.url: {error}", status=1)
+    except ApiError as error:
+        _fail(f"database.url: {app.state.service.database.shown} cannot be used: {reason(error)}", status=1)
     return app, keyed
 
 

@@ -20,9 +20,10 @@ from tokenpriority.errors import NotFound, Unavailable
 from tokenpriority.schema import ModelInfo, ModelList
 from tokenpriority_service.configuration.settings import ModelSettings
 from tokenpriority_service.engines import Engine, Load
+from tokenpriority_service.engines.engine import RETRY_SECONDS
 from tokenpriority_service.engines.fingerprint import tokenizer_fingerprint
 from tokenpriority_service.requests.text import Text
-from tokenpriority_service.scheduling.dispatch import RETRY_SECONDS, Dispatcher
+from tokenpriority_service.scheduling.dispatch import Dispatcher
 
 T = TypeVar("T")
 
@@ -119,7 +120,7 @@ class Models:
             await model.dispatcher.close()
         for name, model in self._ready.items():
             if self._hosts[name] == name:  # which closes its adapters
-                await model.engine.close()
+                await _closed(name, model.engine)
 
     async def _start(self, host: str, make: Callable[[], Engine]) -> None:
         """Make a model and its adapters ready together, or failed together."""
@@ -132,7 +133,7 @@ class Models:
             self._errors[host] = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
             logger.error("model %s failed to load: %s", host, self._errors[host])
             if engine is not None:
-                await engine.close()
+                await _closed(host, engine)
             return
         for name, (each, text, tokenizer) in models.items():
             self._ready[name] = Model(name, each, self._dispatcher(name, each), text, tokenizer)
@@ -214,6 +215,14 @@ def _text_side(engine: Engine) -> tuple[Engine, Text | None, str]:
     """The engine with its text side and its tokenizer's fingerprint; slow, since the tokenizer may be read only now."""
     tokenizer = engine.tokenizer
     return engine, None if tokenizer is None else Text(tokenizer), tokenizer_fingerprint(tokenizer)
+
+
+async def _closed(name: str, engine: Engine) -> None:
+    """Free an engine; that it cannot even be closed is nobody else's trouble."""
+    try:
+        await engine.close()
+    except Exception:
+        logger.exception("model %s could not be closed", name)
 
 
 def _close(engine: Engine) -> None:

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import TypeVar
 
+from tokenpriority.errors import Overloaded, TooLarge, Unavailable
 from tokenpriority.schema import Limits, TeamLimits
 from tokenpriority_service.configuration.settings import Settings
 from tokenpriority_service.database.database import Database
@@ -26,6 +27,7 @@ from tokenpriority_service.scheduling.dispatch import Dispatcher, Work
 from tokenpriority_service.scheduling.fair_queue import FairQueue
 from tokenpriority_service.store import LayeredStore
 from tokenpriority_service.teams.caller import Caller
+from tokenpriority_service.teams.charge import Remaining
 from tokenpriority_service.teams.directory import Directory
 from tokenpriority_service.teams.quota import Quota
 from tokenpriority_service.teams.usage import UsageLog
@@ -96,11 +98,13 @@ class Service:
         """Answer one POST /v1/priorities. Raises the ApiError that fails the request."""
         request = await self._checked(body, body_type)
         record.tokens = request.tokens
-        gathered = await gather(request, caller, self._salt(caller), self._shared)
+        try:
+            gathered = await gather(request, caller, self._salt(caller), self._shared)
+        except (Overloaded, TooLarge):
+            await self._tell_quota(caller, None, record)
+            raise
         record.cached_tokens = gathered.cost.cached_tokens
-        limit, left = caller.limits.tokens_per_minute, gathered.cost.remaining
-        if limit is not None and left is not None and left.tokens_remaining is not None:
-            record.quota = limit, left.tokens_remaining, left.reset_seconds
+        await self._tell_quota(caller, gathered.cost.remaining, record)
         self._used(caller, request, gathered)
         return await _off_loop(
             # Per token: id, logprob, priority, and each signal, of 4 bytes or more.
@@ -149,10 +153,20 @@ class Service:
     def _salt(self, caller: Caller) -> str:
         return caller.team if self.settings.store.scope == "team" else ""
 
+    async def _tell_quota(self, caller: Caller, left: Remaining | None, record: Record) -> None:
+        """Write down for the headers what is left to a team of its tokens per minute."""
+        limit = caller.limits.tokens_per_minute
+        if limit is None:
+            return
+        with contextlib.suppress(Unavailable):  # the answer is there; what its headers say may be missing
+            left = left or await self.quota.remaining(caller)
+            record.quota = limit, left.tokens_remaining or 0, left.reset_seconds
+
     def _used(self, caller: Caller, request: Request, gathered: Gathered) -> None:
-        for model, cached in gathered.cost.cached_by_model.items():
-            self.usage.add(caller.team, model, tokens=request.tokens, cached_tokens=cached, requests=1)
-            self.metrics.scored(caller.team, model, request.tokens, cached)
+        for model, _ in request.draft.models:
+            tokens, cached = gathered.cost.by_model.get(model.name, (0, 0))
+            self.usage.add(caller.team, model.name, tokens=tokens, cached_tokens=cached, requests=1)
+            self.metrics.scored(caller.team, model.name, tokens, cached)
 
     def _refused(self, caller: Caller, model: str, reason: Reason) -> None:
         self.usage.add(caller.team, model, rejections=1)

@@ -176,6 +176,7 @@ def test_accepted_requests_finish_and_new_ones_are_refused_while_draining(
         assert int(refused.headers["retry-after"]) >= 1
         assert other.get("/readyz").status_code == 503
         assert other.get("/healthz").status_code == 200
+        assert "tokenpriority_draining 1.0" in other.get("/metrics").text
         probe.release.set()
         waiter.join(30)
         assert answers[0].status_code == 200

@@ -41,7 +41,7 @@ class Desk:
         self.watch = Recorder()
         self.admission = Admission(max_queued_tokens, self.loop.time)
         store = MemoryStore(0)  # which keeps nothing
-        self.dispatcher = Dispatcher(engine, store, self.admission, self.watch, name="reference")
+        self.dispatcher = Dispatcher(engine, store, self.admission, self.watch, name="reference", clock=self.loop.time)
         self._keys = itertools.count()
 
     def send(self, length: int, flow: Flow) -> Work:

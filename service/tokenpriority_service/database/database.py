@@ -29,12 +29,12 @@ Work = Callable[[sa.Connection], T]
 READERS, WRITERS = 6, 4
 """Threads of one process, each with a connection; SQLite has one that writes."""
 CONNECT_SECONDS = 5
-BUSY_SECONDS = 30
+BUSY_SECONDS = 5
 """How long SQLite waits for another process that writes."""
 RETRY_SECONDS = 2.0
 """`retry_after` while the database is away."""
 
-STATEMENT_SECONDS = 30
+STATEMENT_SECONDS = 10
 """How long PostgreSQL may take for a statement, or hold a transaction in which nothing happens."""
 LOG_SECONDS = 60.0
 """The same trouble is logged once in this time."""
@@ -135,6 +135,8 @@ def _parse(url: str) -> sa.URL:
         raise InvalidUrl("not a URL such as sqlite:///file.db or postgresql://user@host/name") from None
     if parsed.get_backend_name() not in ("sqlite", "postgresql"):
         raise InvalidUrl(f"must begin with sqlite:// or postgresql://, got {parsed.get_backend_name()}://")
+    if parsed.database == ":memory:" or "uri" in parsed.query:
+        raise InvalidUrl("an SQLite database is a file, or in memory with sqlite:// alone")
     return parsed
 
 

@@ -14,6 +14,9 @@ import numpy as np
 
 from tokenpriority.evidence import ENGINE_SIGNALS, SIGNALS
 
+RETRY_SECONDS = 2.0
+"""`retry_after` of an engine that is out of order: it comes back by itself."""
+
 Ids = np.ndarray[Any, np.dtype[np.uint32]]
 Rows = np.ndarray[Any, np.dtype[np.float32]]
 

@@ -36,8 +36,8 @@ class Cost:
 
     cached_tokens: int = 0
     """Tokens whose evidence, under every model, came from the store: of whole sequences, or of their beginnings."""
-    cached_by_model: dict[str, int] = field(default_factory=dict)
-    """The same under each model by itself."""
+    by_model: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Under each model by itself, of the answered sequences: their tokens, and how many came from the store."""
     remaining: Remaining | None = None
     """What the charge left to the team, where it has limits and there was anything to charge."""
     queue_ms: float = 0.0
@@ -83,8 +83,10 @@ async def gather(request: Request, caller: Caller, salt: str, shared: Resources)
         works, remaining = await _compute(missing, request.draft, caller, salt, shared)
         cost = _cost(plans, works, arrived)
         cost.remaining = remaining
-    rows = iter(plans)
-    known = [[plan.answer() for plan in next(rows)] if isinstance(s, Sequence) else None for s in request.sequences]
+    answers = [[plan.answer() for plan in row] for row in plans]
+    cost.by_model = _by_model(plans, answers)
+    rows = iter(answers)
+    known = [next(rows) if isinstance(each, Sequence) else None for each in request.sequences]
     _raise_if_all_failed(known)
     return Gathered(known, cost)
 
@@ -93,7 +95,9 @@ async def coverage(request: Request, salt: str, store: EvidenceStore) -> list[in
     """How many leading tokens of each sequence are stored under every model; None where it was refused."""
     wishes = _wishes(request, salt)
     found = iter(await store.covered([wanted for row in wishes for _, _, wanted in row]))
-    covered = iter([min(next(found) for _ in row) for row in wishes])
+    # Of a sequence of which nothing is wanted everything is there.
+    stored = [[(wanted, next(found)) for _, _, wanted in row] for row in wishes]
+    covered = iter([min(w.length if w.score_from >= w.length else known for w, known in row) for row in stored])
     return [next(covered) if isinstance(each, Sequence) else None for each in request.sequences]
 
 
@@ -131,7 +135,12 @@ async def _compute(
     try:
         with _refusals(shared, caller, draft), shared.tracer.span("charge"):
             charge = await shared.quota.charge(caller, sum(each.price for each in unbegun(missing).values()))
-        _join(missing, flow)  # somebody may have begun with it meanwhile
+        # Somebody may have begun with it meanwhile, or be done.
+        _join(missing, flow)
+        for plan in missing:
+            if plan.work is None:
+                plan.known = max(plan.known, shared.store.recall(plan.wanted), key=lambda rows: rows.shape[1])
+        missing = [plan for plan in missing if plan.missing]
         new = unbegun(missing)
         # No await from here to the joins: what is admitted is exactly what is enqueued.
         with _refusals(shared, caller, draft):
@@ -177,13 +186,21 @@ def _join(missing: Many[Plan], flow: Flow) -> None:
 
 def _cost(plans: list[list[Plan]], works: list[Work], arrived: float) -> Cost:
     cost = Cost(sum(min(plan.known_tokens for plan in row) for row in plans))
-    for plan in (plan for row in plans for plan in row):
-        name = plan.model.name
-        cost.cached_by_model[name] = cost.cached_by_model.get(name, 0) + plan.known_tokens
     if works:
         began = max(arrived, min(work.started or arrived for work in works))
         cost.queue_ms, cost.engine_ms = 1000 * (began - arrived), 1000 * (time.monotonic() - began)
     return cost
+
+
+def _by_model(plans: list[list[Plan]], answers: list[list[Known]]) -> dict[str, tuple[int, int]]:
+    by_model: dict[str, tuple[int, int]] = {}
+    for row, known in zip(plans, answers, strict=True):
+        if any(isinstance(each.rows, ApiError) for each in known):
+            continue
+        for plan in row:
+            tokens, cached = by_model.get(plan.model.name, (0, 0))
+            by_model[plan.model.name] = tokens + plan.wanted.length, cached + plan.known_tokens
+    return by_model
 
 
 def _raise_if_all_failed(known: list[list[Known] | None]) -> None:

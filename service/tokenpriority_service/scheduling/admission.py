@@ -47,6 +47,8 @@ class Admission:
         """Accept work of this many tokens. Raises ServerFull if there is no room for it, ShareExceeded if the team has
         no right to so much of it; both with `retry_after`.
         """
+        if not tokens:  # all of it is stored, or being computed already
+            return
         excess = self.queued_tokens + tokens - self.max_queued_tokens
         if excess > 0:
             raise ServerFull(
@@ -63,8 +65,6 @@ class Admission:
                 f"{self.max_queued_tokens} (max_queued_tokens) are free",
                 retry_after=self._share_after(team, weight, tokens),
             )
-        if not tokens:
-            return
         now = self._clock()
         self._all.take(tokens, now)
         self._teams.setdefault(team, Drain()).take(tokens, now)

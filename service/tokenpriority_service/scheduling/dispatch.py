@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from tokenpriority.errors import ApiError, InternalError, Unavailable
-from tokenpriority_service.engines.engine import Engine, Ids, Job, Rows
+from tokenpriority_service.engines.engine import RETRY_SECONDS, Engine, Ids, Job, Rows
 from tokenpriority_service.scheduling.admission import Admission
 from tokenpriority_service.scheduling.fair_queue import FairQueue, Flow
 from tokenpriority_service.scheduling.outcome import outcomes
@@ -24,9 +25,6 @@ from tokenpriority_service.store import EvidenceStore, Wanted
 
 WATCH_SECONDS = 1.0
 """How often an engine with work is asked whether it can still score."""
-
-RETRY_SECONDS = 2.0
-"""`retry_after` while a model is loading or its engine is out of order."""
 
 logger = logging.getLogger(__name__)
 
@@ -52,10 +50,10 @@ class Work:
     done: asyncio.Future[Rows | ApiError]
     """The evidence, or the error the job met; never cancelled, never an exception."""
     queued: float
-    """`time.monotonic()` when it was enqueued."""
+    """The clock when it was enqueued."""
     waiters: int = 0
     started: float | None = None
-    """`time.monotonic()` when the engine got it."""
+    """The clock when the engine got it."""
     call: Call | None = None
     """The call it is in, once it started."""
 
@@ -77,12 +75,14 @@ class Dispatcher:
         *,
         name: str,
         queue: Callable[[], FairQueue[Work]] = FairQueue,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine = engine
         self._store = store
         self._admission = admission
         self._watch = watch
         self._name = name
+        self._clock = clock
         self._queue = queue()
         self._pending: dict[bytes, Work] = {}
         self._window = Window()
@@ -107,7 +107,7 @@ class Dispatcher:
         `salt` shares computed prefixes.
         """
         job = Job(token_ids, wanted.score_from, wanted.top20, salt)
-        work = Work(wanted, job, flow, self._loop.create_future(), self._loop.time())
+        work = Work(wanted, job, flow, self._loop.create_future(), self._clock())
         self._pending[wanted.key] = work
         self._queue.push(work, flow, work.tokens)
         self._wake.set()
@@ -149,7 +149,7 @@ class Dispatcher:
             task.cancel()
         self._timer.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        error = Unavailable("the work was given up: the server is shutting down")
+        error = Unavailable("the work was given up: the server is shutting down", retry_after=RETRY_SECONDS)
         for call in self._window.calls:
             call.answer.cancel()
             for work in call.works:
@@ -172,8 +172,8 @@ class Dispatcher:
             while (following := self._next()) is not None:
                 self._begin(*following)
             self._timer.cancel()
-            if self._queue and self._window.due > self._loop.time():
-                self._timer = self._loop.call_at(self._window.due, self._wake.set)
+            if self._queue and (wait := self._window.due - self._clock()) > 0:
+                self._timer = self._loop.call_later(wait, self._wake.set)
 
     def _next(self) -> tuple[str, list[Work]] | None:
         """The next call, if there is work and room for it: the works at the head of the queue, of one class."""
@@ -181,7 +181,7 @@ class Dispatcher:
             return None
         head = self._queue.peek()
         service_class = self._queue.flow(head).service_class
-        room = self._window.room(service_class, head.tokens, self._loop.time())
+        room = self._window.room(service_class, head.tokens, self._clock())
         works: list[Work] = []
         while self._queue:
             head = self._queue.peek()
@@ -192,7 +192,7 @@ class Dispatcher:
         return (service_class, works) if works else None
 
     def _begin(self, service_class: str, works: list[Work]) -> None:
-        now, tokens = self._loop.time(), sum(work.tokens for work in works)
+        now, tokens = self._clock(), sum(work.tokens for work in works)
         answer = asyncio.create_task(self._engine.score([work.job for work in works]))
         call = Call(works, tokens, service_class, now, tokens + self._window.load, answer)
         answer.add_done_callback(lambda _: self._answered(call))
@@ -204,7 +204,7 @@ class Dispatcher:
 
     def _answered(self, call: Call) -> None:
         """The engine has room again."""
-        seconds = self._window.answered(call, self._loop.time())
+        seconds = self._window.answered(call, self._clock())
         self._wake.set()
         if not call.answer.cancelled():
             self._watch.called(self._name, call.tokens, len(call.works), seconds)

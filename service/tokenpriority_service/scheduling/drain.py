@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-MEMORY = 0.9
-"""Share of the past that each finished piece of work leaves in a measured speed."""
+HALF_SECONDS = 10.0
+"""After so long a measured speed counts half. By time, not by piece: the pieces of one call are finished together."""
 RETRY_SECONDS = (1.0, 60.0)
 """Least and greatest wait told; before any speed was measured it is the least."""
 
@@ -37,8 +37,10 @@ class Drain:
 
     def finish(self, tokens: int, now: float) -> None:
         """Tokens leave, for their work is done."""
-        self.done_tokens = MEMORY * self.done_tokens + tokens
-        self.done_seconds = MEMORY * self.done_seconds + max(now - self.mark, 0.0)  # a clock may be set back
+        seconds = max(now - self.mark, 0.0)  # a clock may be set back
+        kept = 0.5 ** (seconds / HALF_SECONDS)
+        self.done_tokens = kept * self.done_tokens + tokens
+        self.done_seconds = kept * self.done_seconds + seconds
         self.mark = now
         self.tokens -= tokens
 

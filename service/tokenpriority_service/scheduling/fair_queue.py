@@ -37,9 +37,14 @@ class Flow:
 
 
 class _Turns(Generic[K]):
-    """Start tags of keys that share something."""
+    """Start tags of keys that share something.
 
-    def __init__(self) -> None:
+    With `forgets`, debts end once nobody waits, so that keys that come and go cost no memory. Classes are few, and what
+    an engine was last given of one goes on after the queue is empty: their debts stay.
+    """
+
+    def __init__(self, *, forgets: bool) -> None:
+        self._forgets = forgets
         self._now = 0.0
         """Start tag of the key last served."""
         self._starts: dict[K, float] = {}
@@ -54,7 +59,7 @@ class _Turns(Generic[K]):
     def leave(self, key: K) -> None:
         """It has nothing queued any more."""
         start = self._starts.pop(key)
-        if not self._starts:  # nobody waits: whoever comes next begins anew
+        if not self._starts and self._forgets:  # nobody waits: whoever comes next begins anew
             self._now = 0.0
             self._finished.clear()
         elif start > self._now:
@@ -86,7 +91,7 @@ class _Class(Generic[T]):
 
     def __init__(self) -> None:
         self.lanes: dict[str, _Lane[T]] = {}
-        self.turns: _Turns[str] = _Turns()
+        self.turns: _Turns[str] = _Turns(forgets=True)
 
     def push(self, item: T, flow: Flow, tokens: int) -> None:
         lane = self.lanes.get(flow.team)
@@ -117,7 +122,7 @@ class FairQueue(Generic[T]):
 
     def __init__(self) -> None:
         self._classes: dict[ServiceClass, _Class[T]] = {name: _Class() for name in CLASS_WEIGHTS}
-        self._turns: _Turns[ServiceClass] = _Turns()
+        self._turns: _Turns[ServiceClass] = _Turns(forgets=False)
         self._flows: dict[T, Flow] = {}
 
     def push(self, item: T, flow: Flow, tokens: int) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tokenpriority.errors import ApiError, EngineFault, Unavailable
-from tokenpriority_service.engines.engine import Job, Rows
+from tokenpriority_service.engines.engine import RETRY_SECONDS, Job, Rows
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,8 @@ def outcomes(
     the error it met.
     """
     if task.cancelled():
-        return [Unavailable("the engine gave no answer; the work was given up")] * len(jobs)
+        gone = Unavailable("the engine gave no answer; the work was given up", retry_after=RETRY_SECONDS)
+        return [gone] * len(jobs)
     error = task.exception()
     if isinstance(error, ApiError):
         return [error] * len(jobs)

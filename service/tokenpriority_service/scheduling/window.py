@@ -37,7 +37,7 @@ SLICE_TOKENS = 65_536
 """Most tokens of one call (a longer sequence goes alone), however fast the engine."""
 
 WINDOW_TOKENS = CALLS * SLICE_TOKENS
-"""Most tokens an engine has at once, for its memory's sake; one sequence alone may be longer."""
+"""Most tokens of a class an engine has at once, for its memory's sake; one sequence alone may be longer."""
 
 
 @dataclass(slots=True, eq=False)
@@ -86,8 +86,8 @@ class Window:
         room = CALLS * size - sum(call.tokens for call in beside)
         if len(beside) < CALLS:
             room = max(room, tokens)
-        if present:
-            room = min(room, WINDOW_TOKENS - sum(call.tokens for call in present))
+        if beside:
+            room = min(room, WINDOW_TOKENS - sum(call.tokens for call in beside))
         return min(room, max(size, tokens))
 
     def begin(self, call: Call) -> None:

@@ -79,6 +79,10 @@ class LayeredStore:
         self._watch.stored(hits, sum(len(each.keys) - each.first for each in wanted) - hits)
         return rows
 
+    def recall(self, wanted: Wanted) -> Rows:
+        """See EvidenceStore."""
+        return self._memory.recall(wanted)
+
     async def covered(self, wanted: Sequence[Wanted]) -> list[int]:
         """See EvidenceStore."""
         known = [self._memory.leading(each, use=False) for each in wanted]

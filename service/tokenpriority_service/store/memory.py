@@ -30,7 +30,11 @@ class MemoryStore:
 
     async def find(self, wanted: Sequence[Wanted]) -> list[Rows]:
         """See EvidenceStore."""
-        return [joined(each, self.leading(each)) for each in wanted]
+        return [self.recall(each) for each in wanted]
+
+    def recall(self, wanted: Wanted) -> Rows:
+        """See EvidenceStore."""
+        return joined(wanted, self.leading(wanted))
 
     async def covered(self, wanted: Sequence[Wanted]) -> list[int]:
         """See EvidenceStore."""

@@ -21,6 +21,9 @@ class EvidenceStore(Protocol):
         NaN before `score_from`. n = T is all of it, score_from < n < T a leading part, n = 0 nothing. What is known is
         as good as the engine: the same bytes."""
 
+    def recall(self, wanted: Wanted) -> Rows:
+        """`find` in this process alone, at once."""
+
     async def covered(self, wanted: Sequence[Wanted]) -> list[int]:
         """The n of `find` for each, without reading evidence; asking does not count as use."""
 

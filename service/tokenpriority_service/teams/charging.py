@@ -32,13 +32,18 @@ class Charging:
 
     def run(self, connection: sa.Connection) -> Remaining:
         """What is left then. Raises Overloaded, which rolls all of it back."""
-        left = self._take(connection)
-        return remaining(self._caller, left, self._hold(connection))
+        try:
+            left = self._take(connection)
+            return remaining(self._caller, left, self._hold(connection))
+        except BaseException:
+            self.undo()  # while the team is locked: the next charge must find the refund in the books
+            raise
 
     def undo(self) -> None:
-        """Nothing was committed: the books as they were."""
-        self._books.release(self._team, self._held, done=False)
-        self._books.refund(self._team, self._refund)
+        """Nothing was committed: the books as they were. Again, it does nothing."""
+        held, refund, self._held, self._refund = self._held, self._refund, 0, 0
+        self._books.release(self._team, held, done=False)
+        self._books.refund(self._team, refund)
 
     def _take(self, connection: sa.Connection) -> float | None:
         """Tokens out of the bucket; what it then holds, or None if there is no bucket. Locks the team."""

@@ -16,8 +16,9 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from tokenpriority.errors import Unavailable
 from tokenpriority_service.configuration.settings import InvalidSettings, Settings, read
-from tokenpriority_service.database.database import Database, InvalidUrl
+from tokenpriority_service.database.database import Database, InvalidUrl, reason
 from tokenpriority_service.database.upgrade import NotCurrent, check, upgrade
 
 Config = Annotated[
@@ -51,6 +52,8 @@ def opened(config: Path | None, fail: Callable[..., NoReturn]) -> Iterator[tuple
         yield settings, database
     except NotCurrent as error:
         fail(str(error), 1)
+    except Unavailable as error:
+        fail(f"database.url: {database.shown} cannot be used: {reason(error)}", 1)
     finally:
         database.close()
 

@@ -105,14 +105,20 @@ class Quota:
         return WRITE_SECONDS
 
     async def _write(self, *, all_held: bool) -> None:
-        """Write the books of each team that changed. Raises Unavailable; then they are still to be written."""
+        """Write the books of each team that changed. Raises Unavailable; what could not be written still is to be."""
+        away: Unavailable | None = None
         for team in self._books.to_write(all_held=all_held):
             settling = Settling(self._books, team)
             try:
                 await self._database.write(settling.run)
+            except Unavailable as error:  # it may be this team alone that somebody else has locked
+                settling.undo()
+                away = error
             except BaseException:
                 settling.undo()
                 raise
+        if away is not None:
+            raise away
 
 
 def _check_size(caller: Caller, tokens: int) -> None:

@@ -6,6 +6,7 @@ counts wait, merged by team, model and hour, so that they stay few. Knows nothin
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Mapping
@@ -41,6 +42,7 @@ class UsageLog:
         self._database = database
         self._clock = clock
         self._waiting: dict[Place, Counts] = {}
+        self._writing = asyncio.Lock()
         self._background = Background(self._turn)
 
     def add(
@@ -93,15 +95,20 @@ class UsageLog:
         return FLUSH_SECONDS
 
     async def _flush(self) -> None:
-        """Write all that waits. Raises Unavailable; then it waits again."""
-        if not self._waiting:
-            return
-        taken, self._waiting = self._waiting, {}
-        try:
-            await self._database.write(lambda connection: _add(connection, taken))
-        except BaseException:
-            self._merge(taken)
-            raise
+        """Write all that waits, after what is being written. Raises Unavailable; then it waits again."""
+        # Shielded: a transaction in a thread goes on though who waited for it is gone.
+        await asyncio.shield(asyncio.ensure_future(self._write()))
+
+    async def _write(self) -> None:
+        async with self._writing:
+            if not self._waiting:
+                return
+            taken, self._waiting = self._waiting, {}
+            try:
+                await self._database.write(lambda connection: _add(connection, taken))
+            except Exception:
+                self._merge(taken)
+                raise
 
     def _merge(self, more: Mapping[Place, Counts]) -> None:
         for place, counts in more.items():

@@ -19,7 +19,7 @@ from tokenpriority_service.web.failure import failure
 DRAINING = "the server is draining; it takes no new requests"
 RETRY_SECONDS = 1.0
 """`retry_after` while it drains: another replica, or the next process, may be there by then."""
-ALWAYS_SERVED = ("/healthz", "/readyz")
+ALWAYS_SERVED = ("/healthz", "/readyz", "/metrics")
 
 TRACED = ("request_id", "team", "route", "status", "tokens", "cached_tokens")
 """What a trace says of a request, of what its line in the log does."""

@@ -14,9 +14,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from tokenpriority import methods, wire
-from tokenpriority.errors import ApiError, Forbidden, Unavailable
+from tokenpriority.errors import ApiError, Forbidden, InvalidRequest, Unavailable, shown
 from tokenpriority.schema import UsageReport
-from tokenpriority_service.scheduling.dispatch import RETRY_SECONDS
+from tokenpriority_service.engines.engine import RETRY_SECONDS
 from tokenpriority_service.service import Service
 from tokenpriority_service.teams.caller import Caller, Scope
 from tokenpriority_service.web import media, record
@@ -25,8 +25,11 @@ from tokenpriority_service.web.failure import answer_type
 
 MAX_SECONDS = 253_402_300_799
 """The end of the year 9999."""
+USAGE_QUERY = ("since", "until", "model", "team")
 Seconds = Annotated[int, Query(ge=0, le=MAX_SECONDS)]
 """Seconds since the epoch."""
+Word = Annotated[str, Query(max_length=200, pattern=r"^[^\x00]*$")]
+"""A name; PostgreSQL has no text with NUL in it."""
 
 
 class ClientGone(Exception):
@@ -84,12 +87,16 @@ def create_router(service: Service) -> APIRouter:
     async def usage(
         request: Request,
         caller: Caller = keyed,
+        *,
         since: Seconds = 0,
         until: Seconds = MAX_SECONDS,
-        model: str | None = None,
-        team: str | None = None,
+        model: Word | None = None,
+        team: Word | None = None,
     ) -> Response:
         """What was used, by team, model and hour: of the hours that overlap [`since`, `until`)."""
+        for name in request.query_params:
+            if name not in USAGE_QUERY:
+                raise InvalidRequest(f"{shown(name)}: unknown query parameter; known are {', '.join(USAGE_QUERY)}")
         if "admin" not in caller.scopes and team not in (None, caller.team):
             raise Forbidden(f"team: this key sees the usage of its own team, {caller.team!r}, only; got {team!r}")
         whose = team if "admin" in caller.scopes else caller.team
@@ -110,7 +117,7 @@ def create_router(service: Service) -> APIRouter:
     async def readyz(request: Request) -> Response:
         """Every model is ready, its engine in order, and the server is not draining."""
         if service.gate.draining:
-            raise Unavailable("the server is draining")
+            raise Unavailable("the server is draining", retry_after=RETRY_SECONDS)
         unready = service.models.unready
         if unready:
             what = "; ".join(f"model {name!r}: {why}" for name, why in unready.items())

@@ -65,6 +65,7 @@ class Server(uvicorn.Server):
         self._gate = gate
         self._drain_seconds = drain_seconds
         self._deadline = float("inf")
+        self._told = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  # the signature is uvicorn's
         """Begin to drain; at the second signal, stop."""
@@ -76,6 +77,9 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: whether to stop."""
+        if self._gate.draining and not self._told:  # not in the handler: a signal may come while a line is written
+            self._told = True
+            logger.info("draining %d requests, for at most %g s", self._gate.active, self._drain_seconds)
         late = time.monotonic() > self._deadline
         if self._gate.draining and (late or not self._gate.active):
             if late:

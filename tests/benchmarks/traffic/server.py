@@ -31,8 +31,8 @@ drain_seconds = 2
 [database]
 url = "sqlite:///{database}"
 [store]
-memory_bytes = 134217728
-max_bytes = 536870912
+memory_bytes = 50331648
+max_bytes = 134217728
 [models.reference]
 model = "{model}"
 engine = "torch"

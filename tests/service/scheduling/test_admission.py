@@ -44,7 +44,9 @@ def test_a_full_server_says_when_the_excess_will_have_left() -> None:
     admission.admit(ANYONE, 1.0, 1000)
     clock.now = 1005.0
     admission.finish(ANYONE, 1000)
-    assert admission.tokens_per_second == pytest.approx((0.9 * 400 + 1000) / (0.9 * 4 + 5))
+    assert admission.tokens_per_second == pytest.approx((2**-0.5 * 400 + 1000) / (2**-0.5 * 4 + 5)), (
+        "5 of 10 s count 2**-0.5"
+    )
 
 
 def test_a_team_over_its_share_says_when_its_own_work_will_have_left() -> None:
@@ -119,3 +121,28 @@ def test_the_bounds_hold_whatever_happens(operations: list[tuple[str, str, int]]
         assert admission.queued_tokens == sum(map(sum, truth.values()))
         assert {each: admission.held(each) for each in truth} == {each: sum(held) for each, held in truth.items()}
         assert set(admission._teams) == {each for each, held in truth.items() if held}, "memory of the absent"
+
+
+@pytest.mark.parametrize("together", [1, 8, 64, 256])
+def test_the_wait_is_right_however_many_works_one_call_holds(together: int) -> None:
+    """A server of 1,000 tokens a second, whose calls end with all their works at once."""
+    now = 0.0
+    admission = Admission(100_000, clock=lambda: now)
+    admission.admit("a", 1.0, 100_000)
+    for _ in range(20):
+        now += 3.0
+        for _ in range(together):
+            admission.finish("a", 3_000 // together)
+    with pytest.raises(Unavailable) as full:
+        admission.admit("b", 1.0, admission.max_queued_tokens - admission.queued_tokens + 30_000)
+    assert full.value.retry_after == pytest.approx(30, abs=2)
+
+
+def test_what_needs_no_engine_is_never_refused() -> None:
+    admission = Admission(1000)
+    admission.admit("a", 1.0, 450)
+    admission.admit("b", 1.0, 300)
+    for team in ("a", "b", "c"):
+        admission.admit(team, 1.0, 0)
+    admission.admit("c", 1.0, 250)
+    admission.admit("a", 1.0, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -341,3 +342,27 @@ def test_while_the_database_is_away_nothing_is_charged_and_what_is_given_back_wa
         upgrade(database)
         asyncio.run(run(server, database))
         database.close()
+
+
+def test_a_refused_charge_hides_no_refund_from_the_next(sqlite: Database, clock: Any) -> None:
+    """Both charges come while the event loop is busy, so that nothing runs on it between their transactions."""
+
+    async def run() -> None:
+        quota = Quota(sqlite, "one", clock)
+        who = caller(per_minute=1000)
+        for _ in range(20):
+            clock.now += 60
+            charge = await quota.charge(who, 1000)
+            charge.refund(600)
+            charge.close()
+            large = asyncio.create_task(quota.charge(who, 900))
+            small = asyncio.create_task(quota.charge(who, 500))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            time.sleep(0.02)  # on purpose
+            refusal, granted = await asyncio.gather(large, small, return_exceptions=True)
+            assert isinstance(refusal, Overloaded)
+            assert isinstance(granted, Charge)
+            granted.close()
+
+    asyncio.run(run())

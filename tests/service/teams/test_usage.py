@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -20,6 +21,7 @@ from tokenpriority.schema import UsageEntry
 from tokenpriority_service.database.database import Database
 from tokenpriority_service.database.tables import usage
 from tokenpriority_service.database.upgrade import upgrade
+from tokenpriority_service.teams import usage as usage_module
 from tokenpriority_service.teams.usage import HOUR, UsageLog
 
 ALWAYS = (0.0, 1e12)
@@ -177,5 +179,30 @@ def test_written_by_itself_within_seconds(connect: Callable[[], Database]) -> No
             await asyncio.sleep(0.05)
         assert [each.tokens for each in await reader.read(None, None, *ALWAYS)] == [3]
         await log.close()
+
+    asyncio.run(run())
+
+
+def test_a_read_whose_reader_leaves_counts_once(
+    database: Database, clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add = usage_module._add
+
+    def slowly(*given: Any) -> None:
+        add(*given)
+        time.sleep(0.2)
+
+    async def run() -> None:
+        log = UsageLog(database, clock)
+        log.add("alpha", "reference", tokens=10, requests=1)
+        monkeypatch.setattr(usage_module, "_add", slowly)
+        reader = asyncio.create_task(log.read(None, None, *ALWAYS))
+        await asyncio.sleep(0.05)
+        reader.cancel()
+        # Another one sees what is being written just now, once.
+        entries = await log.read(None, None, *ALWAYS)
+        assert [(each.tokens, each.requests) for each in entries] == [(10, 1)]
+        await log.close()
+        assert [each.tokens for each in await log.read(None, None, *ALWAYS)] == [10]
 
     asyncio.run(run())
