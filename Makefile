@@ -35,7 +35,7 @@ lint: install
 	$(BIN)/lint-imports
 
 test: lint postgresql
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 # The tests start PostgreSQL servers of their own, in temporary folders; only the programs must be there.
 postgresql:

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,10 @@ from tokenpriority_service.telemetry.log import JsonFormatter
 
 KEY = "key-of-alpha-2f6c"
 CONTENT = "kryptonite"
-IDS = [73_311, 73_312, 73_313]
+IDS = [4_073_311_201, 4_073_311_202, 4_073_311_203]
+"""So long that no time, duration or random hexadecimal of the log holds one by chance."""
+SECONDS = 60.0
+"""For anything to happen that must."""
 NOBODY = "http://127.0.0.1:9"
 """Where no collector listens."""
 
@@ -89,8 +93,10 @@ def everything_wrong(http: httpx.Client) -> list[int]:
 
 def test_neither_content_nor_keys_are_written(tmp_path: Path) -> None:
     with serving(tmp_path) as (url, lines), httpx.Client(base_url=url, timeout=30) as http:
+        deadline = time.monotonic() + SECONDS
         while http.get("/readyz").status_code != 200:
-            pass
+            assert time.monotonic() < deadline, "never ready"
+            time.sleep(0.02)
         statuses = everything_wrong(http)
         assert http.get("/v1/models", headers={"authorization": f"Bearer {KEY}"}).status_code == 200
         assert {200, 400, 401, 404, 413, 422} <= set(statuses)

@@ -6,6 +6,7 @@ starts no thread and opens no database. Knows nothing of what is asserted.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Self
 
 import httpx
+import uvicorn.lifespan.on
+import uvicorn.loops.uvloop  # noqa: F401  # uvicorn imports both only when a server runs
 
 from tokenpriority_service.app import create_app
 from tokenpriority_service.configuration.settings import DatabaseSettings, Settings
@@ -44,6 +47,8 @@ class Forks:
                 env={**environment, "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"},
             )
         self._child = 0
+        self.http = httpx.Client(timeout=SECONDS, trust_env=False)
+        """Of the server that runs; one for all, as making a client takes longer than a round's requests."""
 
     def __enter__(self) -> Self:
         return self
@@ -52,22 +57,21 @@ class Forks:
         if self._child:
             os.kill(self._child, signal.SIGKILL)
         self._parent.communicate(timeout=SECONDS)
+        self.http.close()
 
-    def start(self) -> str:
-        """A new server, ready; its address."""
+    def start(self) -> None:
+        """A new server, ready."""
         assert not self._child
         assert self._parent.stdin is not None
         self._parent.stdin.write("start\n")
         self._parent.stdin.flush()
         pid, port = self._told().split()
         self._child = int(pid)
-        url = f"http://127.0.0.1:{port}"
+        self.http.base_url = httpx.URL(f"http://127.0.0.1:{port}")
         deadline = time.monotonic() + SECONDS
-        with httpx.Client(base_url=url, timeout=SECONDS, trust_env=False) as http:
-            while http.get("/readyz").status_code != 200:
-                assert time.monotonic() < deadline, "never ready"
-                time.sleep(0.005)
-        return url
+        while self.http.get("/readyz").status_code != 200:
+            assert time.monotonic() < deadline, "never ready"
+            time.sleep(0.005)
 
     def kill(self) -> None:
         """kill -9 of the server, which must not have ended by itself."""
@@ -85,7 +89,9 @@ class Forks:
 def main(url: str) -> None:
     """Fork a server for each line on standard input, and tell its process id, its port and how it ended."""
     engine = FakeEngine()
-    assert engine.tokenizer is not None  # imports transformers, once for all servers
+    assert engine.tokenizer is not None  # it and an application import the rest, once for all servers
+    create_app(Settings(database=DatabaseSettings(url="sqlite://")), {"reference": engine})
+    gc.freeze()
     for _ in sys.stdin:
         assert threading.active_count() == 1
         with listen("127.0.0.1", 0) as sock:

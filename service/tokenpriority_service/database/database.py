@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidRequestError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import StaticPool
 
@@ -59,8 +59,9 @@ class Database:
         # SQLite has one writer at a time; one in memory has one connection, for readers too.
         self._writing = threading.Lock() if self.dialect == "sqlite" else None
         self._reading = self._writing if self.in_memory else None
-        # psycopg's own errors reach us from cursors that SQLAlchemy does not wrap.
-        self._errors = (DBAPIError, PoolTimeout, self._engine.dialect.loaded_dbapi.Error)
+        # psycopg's own errors reach us from cursors that SQLAlchemy does not wrap, and a connection that dies between
+        # two steps is an InvalidRequestError.
+        self._errors = (DBAPIError, InvalidRequestError, PoolTimeout, self._engine.dialect.loaded_dbapi.Error)
         self._logged: dict[str, float] = {}
         # Apart: work that waits for its turn to write does not keep others from reading.
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="database-read")

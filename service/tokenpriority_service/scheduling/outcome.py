@@ -28,7 +28,7 @@ def outcomes(
         return [gone] * len(jobs)
     error = task.exception()
     if isinstance(error, ApiError):
-        return [error] * len(jobs)
+        return [_waitable(error)] * len(jobs)
     if error is not None:
         logger.error("the engine failed on %d jobs", len(jobs), exc_info=error)
         return [EngineFault(f"the engine failed: {type(error).__name__}")] * len(jobs)
@@ -38,9 +38,16 @@ def outcomes(
     return [_checked(answer, job, signals) for answer, job in zip(answers, jobs, strict=True)]
 
 
+def _waitable(error: ApiError) -> ApiError:
+    """An engine that cannot score now comes back by itself: whoever asked is told to wait."""
+    if isinstance(error, Unavailable) and error.retry_after is None:
+        error.retry_after = RETRY_SECONDS
+    return error
+
+
 def _checked(answer: Rows | Exception, job: Job, signals: Sequence[str]) -> Rows | ApiError:
     if isinstance(answer, ApiError):
-        return answer
+        return _waitable(answer)
     if isinstance(answer, Exception):
         logger.error("the engine failed on a job of %d tokens", len(job.token_ids), exc_info=answer)
         return EngineFault(f"the engine failed: {type(answer).__name__}")

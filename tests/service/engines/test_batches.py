@@ -17,12 +17,12 @@ def test_every_sequence_is_in_one_batch_that_keeps_the_rules(
     for batch in batches:
         sizes = [lengths[index] for index in batch]
         assert len(sizes) == 1 or len(sizes) * max(sizes) <= max_tokens
-        assert 2 * min(sizes) >= max(sizes)
+        assert 4 * min(sizes) >= 3 * max(sizes)
         assert regime is None or max(sizes) <= regime or min(sizes) > regime
 
 
 def test_batches_run_longest_first_and_full() -> None:
-    assert plan_batches([4, 8, 5, 8, 8], 16) == [[1, 3], [4, 2], [0]]
+    assert plan_batches([4, 8, 6, 8, 8], 16) == [[1, 3], [4, 2], [0]]
     assert plan_batches([100, 90, 90], 50) == [[0], [1], [2]]
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import socket
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 
-from replica import Replica, body, configured, error_type, fresh, logprobs, results, truth
+from replica import SECONDS, Replica, body, configured, error_type, fresh, logprobs, results, truth
 from tokenpriority import wire
 
 
-def test_accepted_finishes_new_is_refused_and_all_is_kept(tmp_path: Path) -> None:
+def test_accepted_finishes_new_is_refused_and_all_is_kept(tmp_path: Path, wait_until: Any) -> None:
     config = configured(tmp_path, f"sqlite:///{tmp_path / 'evidence.db'}")
     sequences = fresh(6, 200)
     content = body(sequences)
@@ -25,11 +26,10 @@ def test_accepted_finishes_new_is_refused_and_all_is_kept(tmp_path: Path) -> Non
             )
             slow.sendall(f"{head}connection: close\r\ncontent-length: {len(content)}\r\n\r\n".encode())
             slow.sendall(content[:100])
-            while replica.metric("tokenpriority_requests_in_progress") < 2:  # it, and this one
-                pass
+            # it, and the one that asks
+            wait_until(lambda: replica.metric("tokenpriority_requests_in_progress") >= 2, "the slow request", SECONDS)
             replica.terminate()
-            while replica.http.get("/readyz").status_code == 200:
-                pass
+            wait_until(lambda: replica.http.get("/readyz").status_code != 200, "the drain", SECONDS)
             refused = replica.score(fresh(1, 8))
             assert (refused.status_code, error_type(refused)) == (503, "unavailable")
             assert int(refused.headers["retry-after"]) >= 1

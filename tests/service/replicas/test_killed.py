@@ -52,18 +52,17 @@ def committed(file: Path) -> Rows:
     return {(key, start, top20): data for key, start, top20, data in found}
 
 
-def press(url: str, asked: list[Ids], lengths: random.Random) -> threading.Thread:
+def press(http: httpx.Client, asked: list[Ids], lengths: random.Random) -> threading.Thread:
     """Ask for new sequences until the server is gone."""
 
     def work() -> None:
-        with httpx.Client(base_url=url, timeout=SECONDS, trust_env=False) as http:
-            while True:
-                sequences = fresh(SEQUENCES, lengths.randint(2, LONGEST))
-                asked.extend(sequences)
-                try:
-                    results(ask(http, sequences))
-                except httpx.TransportError:
-                    return
+        while True:
+            sequences = fresh(SEQUENCES, lengths.randint(2, LONGEST))
+            asked.extend(sequences)
+            try:
+                results(ask(http, sequences))
+            except httpx.TransportError:
+                return
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
@@ -85,12 +84,11 @@ def whole(ids: Ids, rows: Rows) -> bool:
     return all((key, int(number == 0), 0) in rows for number, key in enumerate(keys))
 
 
-def check_answers(url: str, sequences: list[Ids], rows: Rows) -> int:
-    """A server that has computed nothing knows exactly what is whole in the file, and it is right; how many those are."""
+def check_answers(http: httpx.Client, sequences: list[Ids], rows: Rows) -> int:
+    """How many a server knows that has computed nothing: exactly those whole in the file, and it is right."""
     there = [whole(ids, rows) for ids in sequences]
     truths = asyncio.run(ENGINE.score([Job(ids) for ids in sequences]))
-    with httpx.Client(base_url=url, timeout=SECONDS, trust_env=False) as http:
-        answers = results(ask(http, sequences, cached_only=True))
+    answers = results(ask(http, sequences, cached_only=True))
     for known, truth, answer in zip(there, truths, answers, strict=True):
         assert (answer.cached is True) == known
         if known:
@@ -108,12 +106,12 @@ def test_nothing_committed_is_lost_and_nothing_is_wrong(tmp_path: Path) -> None:
     cached = late = latest = 0
     with Forks(f"sqlite:///{file}", tmp_path / "log") as forks:
         for _ in range(ROUNDS):
-            url = forks.start()
+            forks.start()
             again = moments.sample(asked[:latest], min(OLD, latest)) + asked[latest:]
             for start in range(0, len(again), 512):
-                cached += check_answers(url, again[start : start + 512], rows)
+                cached += check_answers(forks.http, again[start : start + 512], rows)
             latest = len(asked)
-            threads = [press(url, asked, random.Random(moments.random())) for _ in range(THREADS)]
+            threads = [press(forks.http, asked, random.Random(moments.random())) for _ in range(THREADS)]
             wait_for_more(file, len(rows), threads)
             time.sleep(moments.uniform(0, 0.03))
             before = committed(file)
@@ -128,9 +126,9 @@ def test_nothing_committed_is_lost_and_nothing_is_wrong(tmp_path: Path) -> None:
             rows = committed(file)
             assert rows.items() >= before.items()
             late += len(rows) > len(before)
-        url = forks.start()
+        forks.start()
         for start in range(0, len(asked), 512):
-            check_answers(url, asked[start : start + 512], rows)
+            check_answers(forks.http, asked[start : start + 512], rows)
     log = forks.log.read_text()
     assert "Traceback" not in log
     assert '"level": "error"' not in log

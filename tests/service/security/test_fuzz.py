@@ -128,10 +128,11 @@ async def run(make: Callable[[], bytes], media: str, count: int) -> collections.
 
         warm = 0
         for start in range(0, count, TOGETHER):
-            await asyncio.gather(*(one(number, make()) for number in range(start, start + TOGETHER)))
-            if start == count // WARM_UP:
+            if not warm and start >= count // WARM_UP:
                 warm = memory()
-        grown = memory() - warm if warm else 0
+            await asyncio.gather(*(one(number, make()) for number in range(start, start + TOGETHER)))
+        assert warm
+        grown = memory() - warm
         assert await scores() == before
     assert grown < GROWTH_BYTES, f"{grown / 2**20:.1f} MiB more after {count} bodies than after the warm-up"
     print(f"{count} bodies: {dict(seen)}, memory {grown / 2**20:+.1f} MiB")

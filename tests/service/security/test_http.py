@@ -180,6 +180,7 @@ def test_slow_heads_are_closed(serve: Any, probe: Any, monkeypatch: pytest.Monke
             while True:  # dripping wins no time
                 connection.sendall(b"b")
                 time.sleep(0.02)
+        monkeypatch.undo()
         well(server)
 
 
@@ -190,6 +191,7 @@ def test_a_slow_body_is_refused(serve: Any, probe: Any, monkeypatch: pytest.Monk
         answer = connection.recv(65_536)
         assert statuses(answer) == [400]
         assert b"must arrive whole within 0.3 s, got %d bytes" % (len(GOOD) - 1) in answer
+        monkeypatch.undo()
         well(server)
 
 

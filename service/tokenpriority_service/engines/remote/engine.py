@@ -16,7 +16,7 @@ import numpy as np
 from tokenpriority.background import Background
 from tokenpriority.errors import Unavailable
 from tokenpriority_service.engines.contract import score_wanted
-from tokenpriority_service.engines.engine import RETRY_SECONDS, Engine, EngineInfo, Job, Rows
+from tokenpriority_service.engines.engine import Engine, EngineInfo, Job, Rows
 from tokenpriority_service.engines.fingerprint import digest, tokenizer_fingerprint
 from tokenpriority_service.engines.remote.examination import Examiner, Served
 from tokenpriority_service.engines.remote.fleet import Fleet
@@ -117,7 +117,7 @@ class RemoteEngine:
     async def _ask(self, jobs: Sequence[Job]) -> list[Rows | Exception]:
         """The fleet's results, from its own loop; cancelling the call cancels its requests."""
         if (fault := self.fault) is not None:
-            return [Unavailable(fault, retry_after=RETRY_SECONDS) for _ in jobs]
+            return [Unavailable(fault) for _ in jobs]
         try:
             future = asyncio.wrap_future(self._background.submit(self._fleet.score(jobs)))
         except RuntimeError:  # closed meanwhile

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from tokenpriority.errors import EngineFault, InvalidSequence, Unavailable
 from tokenpriority.retry import FIRST_DELAY, MAX_DELAY, MAX_RETRY_AFTER
-from tokenpriority_service.engines.engine import RETRY_SECONDS, Job, Rows
+from tokenpriority_service.engines.engine import Job, Rows
 from tokenpriority_service.engines.remote.examination import Served
 from tokenpriority_service.engines.remote.replica import Refused, Replica, Unreachable
 from tokenpriority_service.engines.remote.rotation import Rotation
@@ -77,7 +77,7 @@ class Fleet:
         """What the job meets if this was the last attempt; the replica is held or suspected as the error says."""
         if not isinstance(error, Refused):
             replica.suspect()
-            return Unavailable(f"{replica.url}: {error}", retry_after=RETRY_SECONDS)
+            return Unavailable(f"{replica.url}: {error}")
         if error.status == 429:
             wait = min(error.retry_after or 0.0, MAX_RETRY_AFTER)
             self._rotation.hold(replica, wait)

@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 
 from tokenpriority.errors import Unavailable
-from tokenpriority_service.engines.engine import RETRY_SECONDS
 from tokenpriority_service.engines.remote.replica import Replica
 
 logger = logging.getLogger(__name__)
@@ -69,7 +68,7 @@ class Rotation:
         while True:
             ready = [replica for replica in self.replicas if replica.reason is None]
             if not ready:
-                raise Unavailable(self.fault or "no replica can be used", retry_after=RETRY_SECONDS)
+                raise Unavailable(self.fault or "no replica can be used")
             others = [replica for replica in ready if replica not in tried] or ready
             free = [replica for replica in others if replica.free]
             if free:
