@@ -246,5 +246,5 @@ def test_the_commands(world: World, run: Callable[..., Result], tmp_path: Path) 
 
     usage = run("usage", "--since", "2h").stdout
     [row] = [line for line in usage.splitlines() if "alpha" in line]
-    assert [cell.strip() for cell in row.split("│")[1:6]] == ["alpha", "reference", "2,500", "40.0 %", "2"]
+    assert [cell.strip() for cell in row.split("│")[1:6]] == ["alpha", "reference", "2,000", "50.0 %", "2"]
     assert re.search(r"team +│ +alpha ", run("limits").stdout)

@@ -17,6 +17,11 @@ from tokenpriority.evidence import ENGINE_SIGNALS, SIGNALS
 RETRY_SECONDS = 2.0
 """`retry_after` of an engine that is out of order: it comes back by itself."""
 
+SLICE_SECONDS = 0.03
+"""`slice_seconds` of an engine that works on one call after the other."""
+BATCHING_SLICE_SECONDS = 0.15
+"""`slice_seconds` of one that batches over calls by itself, and wants several to do so."""
+
 Ids = np.ndarray[Any, np.dtype[np.uint32]]
 Rows = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -61,6 +66,8 @@ class EngineInfo:
     signals: tuple[str, ...]
     """Those of `evidence.SIGNALS` and `OPTIONAL_SIGNALS` this engine fills. Rows of other `SIGNALS` it leaves NaN and
     they are reported absent; optional signals not listed here are never asked for."""
+    slice_seconds: float = SLICE_SECONDS
+    """Work it is given at once while others wait: as little as it takes without becoming slower."""
 
 
 class Engine(Protocol):

@@ -85,7 +85,7 @@ class Dispatcher:
         self._clock = clock
         self._queue = queue()
         self._pending: dict[bytes, Work] = {}
-        self._window = Window()
+        self._window = Window(engine.info.slice_seconds)
         self._wake = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_soon(self._wake.set)

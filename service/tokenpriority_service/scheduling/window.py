@@ -3,7 +3,7 @@
 Knows tokens, classes, seconds and the engine's speed. Knows nothing of queues or of who waits.
 
 An engine does not give back what it has begun, so what it has is what an interactive request may have to wait for. It
-is given calls of about SLICE_SECONDS of work each: one to work on and, shortly before it ends, one more, so that the
+is given calls of about `slice_seconds` of work each: one to work on and, shortly before it ends, one more, so that the
 engine is never without. Bulk work gets no more than that. Interactive work, when it is its turn, gets two calls at once
 beside whatever bulk is there.
 """
@@ -19,9 +19,6 @@ from tokenpriority_service.scheduling.speed import Speed
 
 if TYPE_CHECKING:
     from tokenpriority_service.scheduling.dispatch import Work
-
-SLICE_SECONDS = 0.03
-"""Work of one call, at the measured speed; a longer sequence goes alone."""
 
 LEAD_SECONDS = 0.01
 """How long before an engine is expected to be done with what it has it gets more bulk work: the time an answer and the
@@ -58,6 +55,8 @@ class Call:
 class Window:
     """The calls of one engine whose work is not yet settled; the engine has those without an answer."""
 
+    slice_seconds: float
+    """Work of one call, at the measured speed; a longer sequence goes alone."""
     calls: set[Call] = field(default_factory=set)
     _speed: Speed = field(default_factory=lambda: Speed(FIRST_SLICE_TOKENS))
     _answered: float = 0.0
@@ -77,7 +76,7 @@ class Window:
 
     def room(self, service_class: str, tokens: int, now: float) -> int:
         """Tokens of the call that may begin now with a sequence of so many; fewer than those if none may."""
-        size = min(self._speed.tokens_in(SLICE_SECONDS), SLICE_TOKENS)
+        size = min(self._speed.tokens_in(self.slice_seconds), SLICE_TOKENS)
         present = self._present
         bulk = [call for call in present if call.service_class == "bulk"]
         if service_class == "bulk" and (len(bulk) == CALLS or (present and now < self.due)):

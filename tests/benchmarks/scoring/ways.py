@@ -75,7 +75,8 @@ def _scores(engine: Engine) -> Callable[[list[list[int]]], None]:
 @contextlib.contextmanager
 def _service(engine: Engine) -> Iterator[str]:
     """Our server in a thread, with nothing stored: every sequence is scored."""
-    settings = read(options={"store": {"max_bytes": 0}})
+    stored = {"max_bytes": 0, "memory_bytes": 0}
+    settings = read(options={"store": stored, "database": {"url": "sqlite://"}})
     server = uvicorn.Server(uvicorn.Config(create_app(settings, {_MODEL: engine}), log_level="error", access_log=False))
     sock = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})

@@ -13,9 +13,9 @@ import pytest
 
 from dispatching import BULK, INTERACTIVE, Desk
 from tokenpriority.errors import EngineFault, Unavailable
-from tokenpriority_service.engines.engine import Job, Rows
+from tokenpriority_service.engines.engine import SLICE_SECONDS, Job, Rows
 from tokenpriority_service.scheduling.fair_queue import Flow
-from tokenpriority_service.scheduling.window import FIRST_SLICE_TOKENS, LEAD_SECONDS, SLICE_SECONDS, SLICE_TOKENS
+from tokenpriority_service.scheduling.window import FIRST_SLICE_TOKENS, LEAD_SECONDS, SLICE_TOKENS
 from virtual import Distant, Serial, Simulated, Stepped, run
 
 ENGINES: dict[str, Callable[[], Simulated]] = {

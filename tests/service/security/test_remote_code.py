@@ -17,7 +17,11 @@ from tokenpriority_service.engines.torch import TorchEngine
 CODE = """
 import pathlib
 pathlib.Path({mark!r}).write_text("ran")
-from transformers import LlamaConfig as Config, LlamaForCausalLM as Model, PreTrainedTokenizerFast as Tokenizer
+import transformers
+# Classes of its own: transformers marks those it has loaded as code, for good.
+class Config(transformers.LlamaConfig): pass
+class Model(transformers.LlamaForCausalLM): pass
+class Tokenizer(transformers.PreTrainedTokenizerFast): pass
 """
 
 
