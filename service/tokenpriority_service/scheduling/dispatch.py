@@ -164,16 +164,24 @@ class Dispatcher:
                 async with watching:
                     await self._wake.wait()
             self._wake.clear()
-            if (fault := self._engine.fault) is not None:
-                self._fail_queue(Unavailable(f"the engine cannot score now: {fault}", retry_after=RETRY_SECONDS))
-                if watching.expired():  # calls answer as an engine breaks; those still there never will
-                    for call in self._window.calls:
-                        call.answer.cancel()
-            while (following := self._next()) is not None:
-                self._begin(*following)
-            self._timer.cancel()
-            if self._queue and (wait := self._window.due - self._clock()) > 0:
-                self._timer = self._loop.call_later(wait, self._wake.set)
+            try:
+                self._turn(idle=watching.expired())
+            except Exception:  # whoever waits is told, and the next request is tried again
+                logger.exception("the queue of %s failed", self._name)
+                self._fail_queue(InternalError("the work could not be given to the engine"))
+
+    def _turn(self, *, idle: bool) -> None:
+        """Give the engine what there is room for; `idle` if nothing has happened for WATCH_SECONDS."""
+        if (fault := self._engine.fault) is not None:
+            self._fail_queue(Unavailable(f"the engine cannot score now: {fault}", retry_after=RETRY_SECONDS))
+            if idle:  # calls answer as an engine breaks; those still there never will
+                for call in self._window.calls:
+                    call.answer.cancel()
+        while (following := self._next()) is not None:
+            self._begin(*following)
+        self._timer.cancel()
+        if self._queue and (wait := self._window.due - self._clock()) > 0:
+            self._timer = self._loop.call_later(wait, self._wake.set)
 
     def _next(self) -> tuple[str, list[Work]] | None:
         """The next call, if there is work and room for it: the works at the head of the queue, of one class."""
@@ -228,8 +236,11 @@ class Dispatcher:
         return results
 
     def _fail_queue(self, error: ApiError) -> None:
+        """Whoever waits for work that no call has gets the error."""
         for work in self._queue:
             self._queue.remove(work)
+            self._settle(work, error)
+        for work in [work for work in self._pending.values() if work.call not in self._window.calls]:
             self._settle(work, error)
 
     def _settle(self, work: Work, result: Rows | ApiError) -> None:

@@ -5,14 +5,14 @@ waits long behind bulk work.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
 from dispatching import BULK, INTERACTIVE, Desk
-from tokenpriority.errors import EngineFault, Unavailable
+from tokenpriority.errors import EngineFault, InternalError, Unavailable
 from tokenpriority_service.engines.engine import SLICE_SECONDS, Job, Rows
 from tokenpriority_service.scheduling.fair_queue import Flow
 from tokenpriority_service.scheduling.window import FIRST_SLICE_TOKENS, LEAD_SECONDS, SLICE_TOKENS
@@ -219,6 +219,27 @@ def test_the_watch_hears_of_every_sequence_and_of_all_the_time() -> None:
         waits = [wait for _, _, wait in desk.watch.waits]
         assert waits == sorted(waits)
         assert waits[0] == 0
+        await desk.dispatcher.close()
+
+    run(main())
+
+
+def test_a_queue_that_fails_tells_everyone_and_goes_on() -> None:
+    async def main() -> None:
+        class Broken(Serial):
+            def score(self, jobs: Sequence[Job]) -> Any:
+                if not self.calls:
+                    self.calls.append(0)
+                    raise RuntimeError("before there was anything to wait for")
+                return super().score(jobs)
+
+        desk = Desk(Broken(20_000.0))
+        works = [desk.send(FIRST_SLICE_TOKENS, BULK) for _ in range(3)]  # one call's worth and more
+        for work in works:
+            assert isinstance(await work.done, InternalError)
+        assert not desk.dispatcher.queued
+        await desk.request([100], BULK)
+        assert desk.admission.queued_tokens == 0
         await desk.dispatcher.close()
 
     run(main())
