@@ -9,7 +9,7 @@ import heapq
 import itertools
 import selectors
 from collections.abc import Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -73,11 +73,11 @@ class Simulated:
 
     async def score(self, jobs: Sequence[Job]) -> list[Rows | Exception]:
         self.calls.append(sum(len(job.token_ids) for job in jobs))
-        await self._do([len(job.token_ids) for job in jobs])
+        await self._do([len(job.token_ids) for job in jobs], urgent=all(job.urgent for job in jobs))
         await asyncio.sleep(self.turnaround)
         return [np.zeros((len(job.rows), len(job.token_ids)), np.float32) for job in jobs]
 
-    async def _do(self, lengths: Sequence[int]) -> None:
+    async def _do(self, lengths: Sequence[int], *, urgent: bool) -> None:
         raise NotImplementedError
 
     async def _work(self, tokens: int) -> None:
@@ -98,7 +98,7 @@ class Serial(Simulated):
     _waiting: list[tuple[int, _Countdown]] = field(default_factory=list)
     _task: asyncio.Task[None] | None = None
 
-    async def _do(self, lengths: Sequence[int]) -> None:
+    async def _do(self, lengths: Sequence[int], *, urgent: bool) -> None:
         call = _Countdown(len(lengths))
         self._waiting += [(length, call) for length in lengths]
         if self._task is None or self._task.done():
@@ -115,19 +115,24 @@ class Serial(Simulated):
                     wave[index][1].one()
 
 
+_BATCHING = replace(FakeEngine().info, batches=True)
+
+
 @dataclass
 class Stepped(Simulated):
-    """Steps of at most `budget` tokens, in order of arrival, long sequences cut (continuous batching)."""
+    """Steps of at most `budget` tokens, what is urgent first, else in order of arrival, long sequences cut (continuous
+    batching)."""
 
     budget: int = 8192
-    _waiting: list[tuple[int, int, _Countdown]] = field(default_factory=list)
+    info: EngineInfo = _BATCHING
+    _waiting: list[tuple[bool, int, int, _Countdown]] = field(default_factory=list)
     _numbers: Any = field(default_factory=itertools.count)
     _task: asyncio.Task[None] | None = None
 
-    async def _do(self, lengths: Sequence[int]) -> None:
+    async def _do(self, lengths: Sequence[int], *, urgent: bool) -> None:
         call = _Countdown(len(lengths))
         for length in lengths:
-            heapq.heappush(self._waiting, (next(self._numbers), length, call))
+            heapq.heappush(self._waiting, (not urgent, next(self._numbers), length, call))
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run())
         await call.done.wait()
@@ -136,11 +141,11 @@ class Stepped(Simulated):
         while self._waiting:
             left, ended = self.budget, []
             while self._waiting and left:
-                number, length, call = heapq.heappop(self._waiting)
+                later, number, length, call = heapq.heappop(self._waiting)
                 taken = min(length, left)
                 left -= taken
                 if taken < length:
-                    heapq.heappush(self._waiting, (number, length - taken, call))
+                    heapq.heappush(self._waiting, (later, number, length - taken, call))
                 else:
                     ended.append(call)
             await self._work(self.budget - left)
@@ -154,7 +159,7 @@ class Distant(Simulated):
 
     latency: float = 0.2
 
-    async def _do(self, lengths: Sequence[int]) -> None:
+    async def _do(self, lengths: Sequence[int], *, urgent: bool) -> None:
         self.tokens += sum(lengths)
         await asyncio.sleep(self.latency + sum(lengths) / self.tokens_per_second)
 

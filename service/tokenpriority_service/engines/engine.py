@@ -17,11 +17,6 @@ from tokenpriority.evidence import ENGINE_SIGNALS, SIGNALS
 RETRY_SECONDS = 2.0
 """`retry_after` of an engine that is out of order: it comes back by itself."""
 
-SLICE_SECONDS = 0.03
-"""`slice_seconds` of an engine that works on one call after the other."""
-BATCHING_SLICE_SECONDS = 0.15
-"""`slice_seconds` of one that batches over calls by itself, and wants several to do so."""
-
 Ids = np.ndarray[Any, np.dtype[np.uint32]]
 Rows = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -45,6 +40,8 @@ class Job:
     salt: str = ""
     """Only jobs of one salt may share what an engine keeps of their beginnings: how long an answer takes tells whether
     someone scored the same before."""
+    urgent: bool = False
+    """An engine that has not begun with all its jobs may begin with these."""
 
     @property
     def rows(self) -> tuple[str, ...]:
@@ -66,8 +63,8 @@ class EngineInfo:
     signals: tuple[str, ...]
     """Those of `evidence.SIGNALS` and `OPTIONAL_SIGNALS` this engine fills. Rows of other `SIGNALS` it leaves NaN and
     they are reported absent; optional signals not listed here are never asked for."""
-    slice_seconds: float = SLICE_SECONDS
-    """Work it is given at once while others wait: as little as it takes without becoming slower."""
+    batches: bool = False
+    """Whether it batches over calls, and so wants the next ones before it is done; else it does one after the other."""
 
 
 class Engine(Protocol):

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from tokenpriority.errors import ApiError, InternalError, Unavailable
@@ -20,7 +20,7 @@ from tokenpriority_service.engines.engine import RETRY_SECONDS, Engine, Ids, Job
 from tokenpriority_service.scheduling.admission import Admission
 from tokenpriority_service.scheduling.fair_queue import FairQueue, Flow
 from tokenpriority_service.scheduling.outcome import outcomes
-from tokenpriority_service.scheduling.window import Call, Window
+from tokenpriority_service.scheduling.window import BATCHING, SERIAL, Call, Window
 from tokenpriority_service.store import EvidenceStore, Wanted
 
 WATCH_SECONDS = 1.0
@@ -85,7 +85,7 @@ class Dispatcher:
         self._clock = clock
         self._queue = queue()
         self._pending: dict[bytes, Work] = {}
-        self._window = Window(engine.info.slice_seconds)
+        self._window = Window(BATCHING if engine.info.batches else SERIAL)
         self._wake = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_soon(self._wake.set)
@@ -201,7 +201,8 @@ class Dispatcher:
 
     def _begin(self, service_class: str, works: list[Work]) -> None:
         now, tokens = self._clock(), sum(work.tokens for work in works)
-        answer = asyncio.create_task(self._engine.score([work.job for work in works]))
+        jobs = [replace(work.job, urgent=service_class == "interactive") for work in works]
+        answer = asyncio.create_task(self._engine.score(jobs))
         call = Call(works, tokens, service_class, now, tokens + self._window.load, answer)
         answer.add_done_callback(lambda _: self._answered(call))
         for work in works:

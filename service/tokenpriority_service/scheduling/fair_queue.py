@@ -7,14 +7,16 @@ flow has a start tag; the least goes first, and what it takes moves its tag on b
 active starts where the flow last served started: it has no credit from its idle past, and no debt beyond the end of
 what it was last given. So over any time in which two flows always have something queued, their services, each divided
 by its weight, differ by no more than the largest item of the one plus the largest of the other, each likewise divided;
-this holds at whatever speed the items leave.
+this holds at whatever speed the items leave. One exception is ours: interactive work that comes after less than its
+share starts a little earlier, so that a request goes whole before the bulk work that came before it.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Generic, Literal, TypeVar
 
 ServiceClass = Literal["interactive", "bulk"]
@@ -22,6 +24,10 @@ ServiceClass = Literal["interactive", "bulk"]
 CLASS_WEIGHTS: dict[ServiceClass, float] = {"interactive": 4.0, "bulk": 1.0}
 """Shares of the classes while both have work queued. Interactive work under its share goes before bulk; bulk is sure of
 a fifth."""
+
+HEAD_START = 2048.0
+"""How far behind the flow last served, in tokens / weight, interactive work may start: about two large requests, which
+bulk work makes up for later."""
 
 T = TypeVar("T", bound=Hashable)
 K = TypeVar("K", bound=Hashable)
@@ -43,18 +49,20 @@ class _Turns(Generic[K]):
     an engine was last given of one goes on after the queue is empty: their debts stay.
     """
 
-    def __init__(self, *, forgets: bool) -> None:
+    def __init__(self, *, forgets: bool, head_starts: Mapping[K, float] = MappingProxyType({})) -> None:
         self._forgets = forgets
+        self._head_starts = head_starts
         self._now = 0.0
-        """Start tag of the key last served."""
+        """The largest start tag of a key that was served."""
         self._starts: dict[K, float] = {}
         """Of keys with something queued."""
         self._finished: dict[K, float] = {}
-        """Of keys without: where what they were last given ends, as long as that lies ahead."""
+        """Of keys without: where what they were last given ends, as long as they cannot start before that."""
 
     def enter(self, key: K) -> None:
         """It has something queued again."""
-        self._starts[key] = max(self._now, self._finished.pop(key, 0.0))
+        earliest = self._earliest(key)
+        self._starts[key] = max(earliest, self._finished.pop(key, earliest))
 
     def leave(self, key: K) -> None:
         """It has nothing queued any more."""
@@ -62,7 +70,7 @@ class _Turns(Generic[K]):
         if not self._starts and self._forgets:  # nobody waits: whoever comes next begins anew
             self._now = 0.0
             self._finished.clear()
-        elif start > self._now:
+        elif start > self._earliest(key):
             self._finished[key] = start
 
     def first(self, order: Iterable[K]) -> K:
@@ -71,10 +79,13 @@ class _Turns(Generic[K]):
 
     def serve(self, key: K, cost: float) -> None:
         """It is given something of this cost (tokens / weight)."""
-        self._now = self._starts[key]
+        self._now = max(self._now, self._starts[key])
         self._starts[key] += cost
-        for other in [other for other, end in self._finished.items() if end <= self._now]:
+        for other in [other for other, end in self._finished.items() if end <= self._earliest(other)]:
             del self._finished[other]
+
+    def _earliest(self, key: K) -> float:
+        return self._now - self._head_starts.get(key, 0.0)
 
 
 class _Lane(Generic[T]):
@@ -120,9 +131,9 @@ class _Class(Generic[T]):
 class FairQueue(Generic[T]):
     """Items that wait, each once. `pop`, `peek` and `push` take time by the number of teams that wait, not of items."""
 
-    def __init__(self) -> None:
+    def __init__(self, head_start: float = HEAD_START) -> None:
         self._classes: dict[ServiceClass, _Class[T]] = {name: _Class() for name in CLASS_WEIGHTS}
-        self._turns: _Turns[ServiceClass] = _Turns(forgets=False)
+        self._turns: _Turns[ServiceClass] = _Turns(forgets=False, head_starts={"interactive": head_start})
         self._flows: dict[T, Flow] = {}
 
     def push(self, item: T, flow: Flow, tokens: int) -> None:

@@ -3,8 +3,8 @@
 Knows tokens, classes, seconds and the engine's speed. Knows nothing of queues or of who waits.
 
 An engine does not give back what it has begun, so what it has is what an interactive request may have to wait for. It
-is given calls of about `slice_seconds` of work each: one to work on and, shortly before it ends, one more, so that the
-engine is never without. Bulk work gets no more than that. Interactive work, when it is its turn, gets two calls at once
+is given calls of a slice of work each: one to work on and, before it ends, one more, so that the engine is never
+without. Bulk work gets no more than that. Interactive work, when it is its turn, gets two calls at once
 beside whatever bulk is there.
 """
 
@@ -20,9 +20,6 @@ from tokenpriority_service.scheduling.speed import Speed
 if TYPE_CHECKING:
     from tokenpriority_service.scheduling.dispatch import Work
 
-LEAD_SECONDS = 0.01
-"""How long before an engine is expected to be done with what it has it gets more bulk work: the time an answer and the
-next call take on their way, and what expectations err by."""
 
 CALLS = 2
 """Calls an engine may have however long their sequences are: one to work on and one more."""
@@ -49,14 +46,32 @@ class Call:
     """Tokens the engine had to do when it began, its own included."""
     answer: asyncio.Task[list[Rows | Exception]]
     served: asyncio.Task[None] | None = None
+    telling: bool = True
+    """Whether the engine did all its load first: what is urgent may have been done before the rest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How an engine is fed."""
+
+    slice_seconds: float
+    """Work of one call, at the measured speed; a longer sequence goes alone."""
+    lead_seconds: float
+    """How long before it is expected to be done with what it has it gets more bulk work: at least the time an answer
+    and the next call take on their way, and what expectations err by."""
+
+
+SERIAL = Pace(0.03, 0.01)
+"""Of an engine that works on one call after the other."""
+BATCHING = Pace(0.15, 0.15)
+"""Of one that batches over calls: it is slower with less, and never quite done."""
 
 
 @dataclass(slots=True)
 class Window:
     """The calls of one engine whose work is not yet settled; the engine has those without an answer."""
 
-    slice_seconds: float
-    """Work of one call, at the measured speed; a longer sequence goes alone."""
+    pace: Pace
     calls: set[Call] = field(default_factory=set)
     _speed: Speed = field(default_factory=lambda: Speed(FIRST_SLICE_TOKENS))
     _answered: float = 0.0
@@ -72,11 +87,11 @@ class Window:
     @property
     def due(self) -> float:
         """When the engine is to get more bulk work."""
-        return self._free - LEAD_SECONDS
+        return self._free - self.pace.lead_seconds
 
     def room(self, service_class: str, tokens: int, now: float) -> int:
         """Tokens of the call that may begin now with a sequence of so many; fewer than those if none may."""
-        size = min(self._speed.tokens_in(self.slice_seconds), SLICE_TOKENS)
+        size = min(self._speed.tokens_in(self.pace.slice_seconds), SLICE_TOKENS)
         present = self._present
         bulk = [call for call in present if call.service_class == "bulk"]
         if service_class == "bulk" and (len(bulk) == CALLS or (present and now < self.due)):
@@ -91,6 +106,8 @@ class Window:
 
     def begin(self, call: Call) -> None:
         """The engine is given a call."""
+        present = {other.service_class for other in self._present}
+        call.telling = self.pace is SERIAL or call.service_class == "bulk" or "bulk" not in present
         self.calls.add(call)
         self._free = max(self._free, call.began) + self._speed.seconds(call.tokens)
 
@@ -101,7 +118,7 @@ class Window:
         self._free = min(self._free, now + self._speed.seconds(self.load))
         broken = call.answer.cancelled() or call.answer.exception() is not None
         # Errors come at another speed than evidence.
-        if not broken and not any(isinstance(result, Exception) for result in call.answer.result()):
+        if call.telling and not broken and not any(isinstance(result, Exception) for result in call.answer.result()):
             self._speed.note(call.load, now - call.began)
         return seconds
 

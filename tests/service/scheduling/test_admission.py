@@ -107,7 +107,7 @@ def test_the_bounds_hold_whatever_happens(operations: list[tuple[str, str, int]]
         total = sum(map(sum, truth.values()))
         if operation == "admit":
             fits = total + size <= 1000
-            within = team == ANYONE or not held or held + size <= weights[team] * (1000 - total)
+            within = team == ANYONE or not held or not size or held + size <= weights[team] * (1000 - total)
             if fits and within:
                 admission.admit(team, weights[team], size)
                 truth[team] += [size] if size else []

@@ -13,16 +13,20 @@ import pytest
 
 from dispatching import BULK, INTERACTIVE, Desk
 from tokenpriority.errors import EngineFault, InternalError, Unavailable
-from tokenpriority_service.engines.engine import SLICE_SECONDS, Job, Rows
+from tokenpriority_service.engines.engine import Job, Rows
 from tokenpriority_service.scheduling.fair_queue import Flow
-from tokenpriority_service.scheduling.window import FIRST_SLICE_TOKENS, LEAD_SECONDS, SLICE_TOKENS
+from tokenpriority_service.scheduling.window import BATCHING, FIRST_SLICE_TOKENS, SERIAL, SLICE_TOKENS
 from virtual import Distant, Serial, Simulated, Stepped, run
 
 ENGINES: dict[str, Callable[[], Simulated]] = {
     "serial": lambda: Serial(20_000.0),
     "fast": lambda: Serial(150_000.0),
     "steps": lambda: Stepped(50_000.0),
+    "small steps": lambda: Stepped(50_000.0, budget=1024),
 }
+PIECES = {"serial": SERIAL.slice_seconds, "fast": SERIAL.slice_seconds, "steps": BATCHING.slice_seconds}
+PIECES |= {"small steps": 1024 / 50_000}
+"""Seconds of work an engine does not interrupt."""
 
 
 @pytest.mark.parametrize("name", ENGINES)
@@ -42,7 +46,9 @@ def test_bulk_alone_keeps_an_engine_busy(name: str) -> None:
 
 @pytest.mark.parametrize("name", ENGINES)
 def test_interactive_work_waits_for_a_slice_and_a_lead_and_bulk_keeps_what_is_left(name: str) -> None:
-    """A request behind bulk work waits for the call in the engine, and one more if that was just begun."""
+    """A request behind bulk work waits for the call in the engine, and one more if that was just begun; an engine that
+    batches begins with it at its next step.
+    """
 
     async def main() -> None:
         engine = ENGINES[name]()
@@ -60,8 +66,9 @@ def test_interactive_work_waits_for_a_slice_and_a_lead_and_bulk_keeps_what_is_le
             await asyncio.sleep(0.1 + 0.0137 * (n % 7))
             waits.append(await desk.request(lengths, INTERACTIVE) - alone)
         # A bulk call may hold half a sequence too much, and shares a step or batch with the request.
-        one = SLICE_SECONDS + 200 / engine.tokens_per_second + engine.overhead + engine.turnaround
-        assert max(waits) < 2 * one + LEAD_SECONDS
+        one = (300 if name == "small steps" else 200) / engine.tokens_per_second + engine.overhead + engine.turnaround
+        one += PIECES[name]
+        assert max(waits) < 2 * one + SERIAL.lead_seconds
         assert np.mean(waits) < 1.5 * one
         assert (engine.tokens - done) / (desk.loop.time() - began) > 0.95 * full, "nothing is lost by it"
         await desk.dispatcher.close()
@@ -150,8 +157,8 @@ async def faults(desk: Desk, engine: Any) -> None:
 def test_slices_follow_the_speed_and_not_idle_time_tiny_calls_or_errors(prepare: Any) -> None:
     calls = after(prepare)
     steady = calls[3:-1]
-    assert min(steady) >= 0.6 * 20_000 * SLICE_SECONDS
-    assert max(steady) <= 1.5 * 20_000 * SLICE_SECONDS
+    assert min(steady) >= 0.6 * 20_000 * SERIAL.slice_seconds
+    assert max(steady) <= 1.5 * 20_000 * SERIAL.slice_seconds
 
 
 def test_an_unknown_engine_is_tried_with_little() -> None:

@@ -55,12 +55,14 @@ class Lag:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.one_of(pushes, pushes, pops, removes, moves), max_size=200))
-def test_services_of_those_who_wait_differ_by_their_largest_items_at_most(operations: list[Any]) -> None:
+@given(st.lists(st.one_of(pushes, pushes, pops, removes, moves), max_size=200), st.sampled_from([0, 64, 512]))
+def test_services_of_those_who_wait_differ_by_their_largest_items_at_most(
+    operations: list[Any], head_start: int
+) -> None:
     """|W_f / w_f - W_g / w_g| <= l_f / w_f + l_g / w_g over any interval in which both wait (the paper's theorem 1):
-    for classes, and for teams of a class, whoever comes, goes or is moved meanwhile.
+    for classes, but for the head start, and for teams of a class, whoever comes, goes or is moved meanwhile.
     """
-    queue: FairQueue[int] = FairQueue()
+    queue: FairQueue[int] = FairQueue(head_start)
     truth: dict[int, tuple[Flow, int]] = {}
     classes, teams = Lag(), {name: Lag() for name in CLASS_WEIGHTS}
     numbers = itertools.count()
@@ -89,7 +91,7 @@ def test_services_of_those_who_wait_differ_by_their_largest_items_at_most(operat
             teams[name].served(flow.team, Fraction(size) / Fraction(flow.weight))
             for one, other in classes.apart:
                 bound = LARGEST / Fraction(CLASS_WEIGHTS[one]) + LARGEST / Fraction(CLASS_WEIGHTS[other])
-                assert classes.widest(one, other) <= bound
+                assert classes.widest(one, other) <= bound + head_start
             for one, other in teams[name].apart:
                 bound = LARGEST / Fraction(WEIGHTS[one]) + LARGEST / Fraction(WEIGHTS[other])
                 assert teams[name].widest(one, other) <= bound
@@ -162,7 +164,7 @@ def fill(queue: FairQueue[Any], flow: Flow, count: int, size: int = 10) -> None:
 
 
 def test_bulk_gets_a_fifth_and_interactive_under_its_share_goes_first() -> None:
-    queue: FairQueue[Any] = FairQueue()
+    queue: FairQueue[Any] = FairQueue(head_start=0)
     fill(queue, Flow("b", "bulk", 1.0), 200)
     for _ in range(50):
         queue.pop()
@@ -178,6 +180,24 @@ def test_bulk_gets_a_fifth_and_interactive_under_its_share_goes_first() -> None:
         queue.push(number, Flow("i", "interactive", 1.0), 10)
         assert queue.pop() == number
         assert [queue.pop()[0] for _ in range(3)] == ["b"] * 3
+
+
+def test_a_request_after_less_than_its_share_goes_whole_and_bulk_makes_up_for_it() -> None:
+    queue: FairQueue[Any] = FairQueue(head_start=100)
+    fill(queue, Flow("b", "bulk", 1.0), 500)
+    for _ in range(50):
+        queue.pop()
+    for _ in range(2):  # 4 x 100 tokens go first
+        fill(queue, Flow("i", "interactive", 1.0), 100)
+        served = [queue.pop()[1] for _ in range(150)]
+        assert served[:40] == ["interactive"] * 40
+        assert served[41:111].count("bulk") == pytest.approx(14, abs=1), "from then on it has its share"
+    fill(queue, Flow("i", "interactive", 1.0), 20)
+    assert {queue.pop()[0] for _ in range(20)} == {"i"}
+    fill(queue, Flow("i", "interactive", 1.0), 60)
+    served = [queue.pop()[1] for _ in range(60)]
+    assert served[:20] == ["interactive"] * 20, "what the request before left of the head start"
+    assert served[21:].count("bulk") == pytest.approx(8, abs=1)
 
 
 def test_teams_share_by_weight_with_no_credit_for_the_past() -> None:

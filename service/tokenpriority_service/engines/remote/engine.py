@@ -16,7 +16,7 @@ import numpy as np
 from tokenpriority.background import Background
 from tokenpriority.errors import Unavailable
 from tokenpriority_service.engines.contract import score_wanted
-from tokenpriority_service.engines.engine import BATCHING_SLICE_SECONDS, Engine, EngineInfo, Job, Rows
+from tokenpriority_service.engines.engine import Engine, EngineInfo, Job, Rows
 from tokenpriority_service.engines.fingerprint import digest, tokenizer_fingerprint
 from tokenpriority_service.engines.remote.examination import Examiner, Served
 from tokenpriority_service.engines.remote.fleet import Fleet
@@ -198,5 +198,5 @@ def _info(model: str, served: Served, revision: str, tokenizer: Any | None, max_
         vocab_size=served.vocab_size,
         fingerprint=digest(told),
         signals=WAYS[served.evidence].SIGNALS,
-        slice_seconds=BATCHING_SLICE_SECONDS,
+        batches=True,
     )

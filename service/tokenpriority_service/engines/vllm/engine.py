@@ -29,6 +29,7 @@ _CPU_KV_BYTES = 1 << 30
 
 _FIXED = {
     "enable_chunked_prefill": True,
+    "scheduling_policy": "priority",
     "skip_tokenizer_init": True,
     "disable_log_stats": True,
     "generation_config": "vllm",  # a checkpoint's sampling defaults have no say here

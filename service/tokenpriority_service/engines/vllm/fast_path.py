@@ -42,10 +42,12 @@ class FastPath:
         """Tokens of the longest prompt that can be scored."""
         return max_model_len
 
-    async def rows(self, llm: Any, ids: Ids, wish: Wish, request: str, lora: Any = None, salt: str = "") -> Rows:
+    async def rows(
+        self, llm: Any, ids: Ids, wish: Wish, request: str, lora: Any = None, salt: str = "", priority: int = 0
+    ) -> Rows:
         """[S, T - score_from] float32 for ids (T,), see `Wish`."""
         params = internals.PoolingParams(task=internals.TASK, extra_kwargs=wish.pack(), skip_reading_prefix_cache=False)
-        stream = llm.encode(internals.prompt(ids.tolist(), salt), params, request, lora_request=lora)
+        stream = llm.encode(internals.prompt(ids.tolist(), salt), params, request, lora_request=lora, priority=priority)
         found: Rows | None = None
         async for output in stream:
             found = output.outputs.data.numpy()

@@ -12,7 +12,7 @@ from typing import Any
 
 from tokenpriority_service.engines import statistics
 from tokenpriority_service.engines.checkpoint import checkpoint_files, digest_files
-from tokenpriority_service.engines.engine import BATCHING_SLICE_SECONDS, EngineInfo
+from tokenpriority_service.engines.engine import EngineInfo
 from tokenpriority_service.engines.fingerprint import files_fingerprint
 from tokenpriority_service.engines.vllm import internals
 from tokenpriority_service.engines.vllm.fast_path import FastPath
@@ -50,7 +50,7 @@ class Identity:
             vocab_size=config.model_config.get_vocab_size(),
             fingerprint=files_fingerprint(self._files[self.model], tokenizer, self._numerics(config)),
             signals=self.path.signals,
-            slice_seconds=BATCHING_SLICE_SECONDS,
+            batches=True,
         )
 
     def adapter(self, base: EngineInfo, folder: str) -> EngineInfo:

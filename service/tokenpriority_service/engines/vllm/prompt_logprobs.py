@@ -29,7 +29,9 @@ class PromptLogprobs:
         """vLLM wants room for the one token it must generate."""
         return max_model_len - 1
 
-    async def rows(self, llm: Any, ids: Ids, wish: Wish, request: str, lora: Any = None, salt: str = "") -> Rows:
+    async def rows(
+        self, llm: Any, ids: Ids, wish: Wish, request: str, lora: Any = None, salt: str = "", priority: int = 0
+    ) -> Rows:
         """[2, T - score_from] float32 for ids (T,): logprob and rank."""
         params = internals.SamplingParams(
             max_tokens=1,
@@ -40,7 +42,7 @@ class PromptLogprobs:
             output_kind=internals.RequestOutputKind.FINAL_ONLY,
         )
         prompt = internals.prompt(ids.tolist(), salt)
-        async for output in llm.generate(prompt, params, request, lora_request=lora):
+        async for output in llm.generate(prompt, params, request, lora_request=lora, priority=priority):
             if output.finished:
                 rows: Rows = internals.prompt_logprobs(output, prompt["prompt_token_ids"]).numpy()
                 return rows[:, wish.score_from - 1 :]

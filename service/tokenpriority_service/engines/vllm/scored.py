@@ -73,8 +73,9 @@ class ScoredModel:
 
     async def _one(self, llm: Any, job: Job) -> Rows | Exception:
         wish, request = Wish(job.score_from, job.top20), f"score-{next(_numbers)}"
+        priority = 0 if job.urgent else 1  # vLLM begins with the lowest
         try:
-            evidence = await self._path.rows(llm, job.token_ids, wish, request, self._lora, job.salt)
+            evidence = await self._path.rows(llm, job.token_ids, wish, request, self._lora, job.salt, priority)
             if (evidence == EXHAUSTED).any():
                 return EngineFault(
                     f"the engine had no memory for the logits of this sequence of {len(job.token_ids)} tokens; "

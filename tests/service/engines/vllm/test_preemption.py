@@ -8,6 +8,7 @@ takes it: the same preemption, asked for.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,13 +21,29 @@ pytestmark = pytest.mark.slow
 def jobs_of(vllm: Any, seed: int) -> list[Job]:
     lengths = [512, 511, 400, 1, 129, 512, 300, 2] * 5
     return [
-        Job(job.token_ids, 1 + n % 3 * 70, top20=n % 4 == 0) for n, job in enumerate(vllm.jobs(*lengths, seed=seed))
+        Job(job.token_ids, 1 + n % 3 * 70, top20=n % 4 == 0, urgent=n % 5 == 3)
+        for n, job in enumerate(vllm.jobs(*lengths, seed=seed))
     ]
 
 
 def test_requests_wait_for_room(vllm: Any, cramped: Any) -> None:
     jobs = jobs_of(vllm, 21)
     vllm.check_all(vllm.score(cramped, jobs), jobs, "llama")
+
+
+def test_urgent_jobs_do_not_wait_for_those_that_have_not_begun(vllm: Any, cramped: Any) -> None:
+    patient, urgent = vllm.jobs(*[512] * 40, seed=23), vllm.jobs(300, 200, seed=24)
+
+    async def run() -> tuple[list[Any], int]:
+        calls = [asyncio.create_task(cramped.score([job])) for job in patient]
+        await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+        results = await cramped.score([replace(job, urgent=True) for job in urgent])
+        done = sum(call.done() for call in calls)
+        return [*[row for call in calls for row in await call], *results], done
+
+    results, done = asyncio.run(run())
+    assert done < 20, "of 40 that came before"
+    vllm.check_all(results, [*patient, *urgent], "llama")
 
 
 @pytest.mark.parametrize("name", ["cramped", "llama"])
