@@ -25,7 +25,7 @@ def block(language: str) -> str:
 def test_the_configuration_has_every_key_there_is() -> None:
     config = Config.model_validate(tomllib.loads(block("toml")))
     instead = set(re.findall(r"^# (\w+) =", block("toml"), re.MULTILINE))
-    for section in (config.model, config.data, config.priorities):
+    for section in (config.model, config.data, config.priorities, config.guard):
         assert set(type(section).model_fields) - instead == section.model_fields_set
     assert instead == {"calibration"}, "which method and params exclude"
     assert set(config.training) <= {field.name for field in fields(SFTConfig)}

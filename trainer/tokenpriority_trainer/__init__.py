@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tokenpriority_trainer.guard import Guard
     from tokenpriority_trainer.local import FrozenCopies
     from tokenpriority_trainer.source import ColumnSource, LocalSource, PrioritySource, ServerSource
     from tokenpriority_trainer.trainer import PrioritySFTTrainer
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ColumnSource",
     "FrozenCopies",
+    "Guard",
     "LocalSource",
     "PrioritySFTTrainer",
     "PrioritySource",
@@ -33,6 +35,7 @@ __all__ = [
 _HOME = {
     "ColumnSource": "source",
     "FrozenCopies": "local",
+    "Guard": "guard",
     "LocalSource": "source",
     "PrioritySFTTrainer": "trainer",
     "PrioritySource": "source",

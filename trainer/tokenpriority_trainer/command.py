@@ -15,7 +15,12 @@ from tokenpriority.errors import TokenPriorityError
 
 def train(
     config: Annotated[Path, typer.Argument(help="TOML file; see trainer/README.md.", show_default=False)],
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in output_dir.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last whole checkpoint in output_dir, or begin.")
+    ] = False,
+    allow_changes: Annotated[
+        bool, typer.Option("--allow-changes", help="With --resume: go on though models or settings have changed.")
+    ] = False,
 ) -> None:
     """Fine-tune a model with a signed priority on every token."""
     from tokenpriority_trainer.config import load_config
@@ -24,7 +29,7 @@ def train(
         settings = load_config(config)
         from tokenpriority_trainer.run import run
 
-        run(settings, resume=resume)
+        run(settings, resume=resume, allow_changes=allow_changes)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("tokenpriority"):
             raise  # a bug of ours, not a missing library

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tokenpriority import composition
@@ -72,6 +73,17 @@ class Composer:
         own = charge is not None and rule.labels_inside
         negative = positive if own else penalty(passed.log_probs, rule.negatives)
         return Composed(decided, self._finished(decided, factor), positive, negative)
+
+    def tokens(self, static: Tensor, student: Evidence, factor: float) -> Tensor:
+        """Weights after schedule and clip (n,) of tokens apart from their batch, in which every live method judges a
+        token by the student's evidence on it alone; `static` and the evidence are (n,)."""
+        weights = static[None]
+        if self._weighting.live:
+            one_row = Evidence(**{name: values[None] for name, values in student.present().items()})
+            inputs = Inputs(torch.ones_like(weights, dtype=torch.bool), student=one_row)
+            for part, method in self._weighting.live:
+                weights = method.applied(part, weights, inputs)
+        return self._finished(weights[0].to(static.dtype), factor)
 
     def _finished(self, weights: Tensor, factor: float) -> Tensor:
         rule = self._weighting

@@ -19,6 +19,7 @@ from pydantic_core import PydanticCustomError
 from tokenpriority.composition import CLIP_LIMIT, Clip, Schedule, is_clip
 from tokenpriority.methods import Denominator, Negatives
 from tokenpriority_trainer.errors import ConfigError
+from tokenpriority_trainer.guard import Guard
 
 if TYPE_CHECKING:
     from trl import SFTConfig
@@ -106,6 +107,8 @@ class PrioritiesSection(_Section):
     """Least and greatest weight after the schedule."""
     denominator: Denominator | None = None
     """Which count divides the loss; the method's by default."""
+    kernel: Literal["trl", "chunked", "auto"] = "trl"
+    """Where the loss is computed: TRL's head, our own, which makes loss and gradients at once, or that where it can."""
     local: LocalSection | None = None
 
     @model_validator(mode="before")
@@ -137,6 +140,7 @@ class Config(_Section):
     model: ModelSection
     data: DataSection
     priorities: PrioritiesSection = PrioritiesSection()
+    guard: Guard = Guard()
     training: dict[str, Any]
     """Arguments of TRL's SFTConfig; `output_dir` is required."""
 

@@ -5,6 +5,7 @@ TokenPriorityError              (the client's base)
 ├── DataError                   a dataset's spans or priorities do not fit its tokens; names the example
 ├── WeightError                 a token that is trained on has no usable weight; names the document
 ├── NothingToLearn              every weight of an optimiser step is zero
+├── GuardStop                   an optimiser step was beyond a limit of the guard; names field, value and limit
 └── Diverged                    the loss stopped being a finite number
 """
 
@@ -31,3 +32,7 @@ class NothingToLearn(TokenPriorityError):
 
 class Diverged(TokenPriorityError):
     """The negative log-likelihood is no longer finite; going on would only write broken weights."""
+
+
+class GuardStop(TokenPriorityError):
+    """An optimiser step was beyond a limit of the guard and was not taken; the last checkpoint is as it was."""

@@ -78,7 +78,8 @@ class SignMetrics:
         self.wait_seconds += float(waits.max())
         seconds = now - self._since
         report = _report(dict(zip(_SUMS, sums, strict=True)))
-        report |= {"wait_seconds": float(waits.max()), "tokens_per_second": float(tokens.sum()) / seconds}
+        report |= {"wait_seconds": float(waits.max()), "wait_share": float(waits.max()) / seconds}
+        report |= {"tokens_per_second": float(tokens.sum()) / seconds}
         report["num_tokens"] = float(self.tokens)
         self._parts, self._tokens, self._since, self._waited = [], 0, now, waited
         return report

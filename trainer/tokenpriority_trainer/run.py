@@ -6,7 +6,9 @@ part works.
 
 from __future__ import annotations
 
+import sys
 from contextlib import closing, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,32 +18,41 @@ from trl import SFTConfig
 from tokenpriority import Client
 from tokenpriority.methods import get_method
 from tokenpriority_trainer.alignment import SPANS
+from tokenpriority_trainer.bar import followed
 from tokenpriority_trainer.calibrated import check_models, keep_copy, load_calibration, with_calibration
+from tokenpriority_trainer.checkpoint import Checkpoint, CheckpointKeeper, check_unchanged, starting_point
 from tokenpriority_trainer.collator import PRIORITIES
 from tokenpriority_trainer.config import Config, PrioritiesSection, training_arguments
 from tokenpriority_trainer.errors import ConfigError
+from tokenpriority_trainer.identity import identity
 from tokenpriority_trainer.live import described
 from tokenpriority_trainer.loading import load_model, load_rows, load_tokenizer, lora_config
 from tokenpriority_trainer.local import FrozenCopies
 from tokenpriority_trainer.preflight import check_server
-from tokenpriority_trainer.records import MetricsFile, read_summary, write_summary
+from tokenpriority_trainer.records import MetricsFile, mean_loss, read_summary, write_summary
+from tokenpriority_trainer.reporting import reported
 from tokenpriority_trainer.source import ColumnSource, LocalSource, PrioritySource, ServerSource
 from tokenpriority_trainer.trainer import PrioritySFTTrainer
 from tokenpriority_trainer.weighting import Weighting
 
 
-def run(config: Config, *, resume: bool = False) -> None:
-    """Train as configured and leave the model, the tokenizer, metrics.jsonl and summary.json in `output_dir`.
+def run(config: Config, *, resume: bool = False, allow_changes: bool = False) -> None:
+    """Train as configured and leave model, tokenizer, metrics.jsonl, summary.json and report.html in `output_dir`.
 
-    With `resume`, go on from the last checkpoint there; the server must then score with the models the run began
-    with. Raises TokenPriorityError with one line that says what is wrong, where it can before the model is loaded.
+    With `resume`, go on from the last whole checkpoint there, or begin if there is none; a finished run is left as it
+    is. What decides the run's numbers must then be as it was at the checkpoint, unless `allow_changes`. Raises
+    TokenPriorityError with one line that says what is wrong, where it can before the model is loaded.
     """
+    if allow_changes and not resume:
+        raise ConfigError("--allow-changes: goes with --resume")
     args = training_arguments(config.training)
     calibration = load_calibration(config.priorities)
     config = with_calibration(config, calibration)
     settings = config.priorities
     folder = Path(args.output_dir)
-    checkpoint = _last_checkpoint(folder) if resume else None
+    if resume and _is_finished(folder, args.process_index == 0):
+        return
+    checkpoint = starting_point(args, resume=resume)
     weighting = _weighting(settings)
     _check_projection(settings, weighting)
     tokenizer = load_tokenizer(config.model)
@@ -49,21 +60,27 @@ def run(config: Config, *, resume: bool = False) -> None:
     with _client(asked, weighting) as client:
         fingerprints: dict[str, str] = {}
         if client is not None:
-            client.pin(read_summary(folder).get("fingerprints", {}) if resume else {})
             fingerprints = check_server(client, asked, tokenizer, args.max_length)
             if calibration is not None:
                 check_models(calibration, fingerprints)
             client.pin(fingerprints)
-        trainer = _trainer(config, args, tokenizer, weighting, client)
-        facts: dict[str, Any] = {"method": settings.method, "params": settings.params}
-        facts["composition"] = _steps(config, weighting, trainer.priorities)
-        facts |= {"fingerprint": fingerprints.get(settings.model), "fingerprints": fingerprints}
+        source = _source(asked, client, load_rows("train", config.data.train).column_names, tokenizer)
+        facts = _facts(config, weighting, source, fingerprints)
+        decided = identity(config, args, fingerprints, facts["composition"])
+        if checkpoint is not None:
+            check_unchanged(checkpoint, decided, allowed=allow_changes, main=args.process_index == 0)
+        trainer = _trainer(config, args, tokenizer, weighting, source)
+        keeper = CheckpointKeeper(trainer, decided, checkpoint)
+        trainer.add_callback(keeper)
+        keeper.begin()
         _record(trainer, {"complete": False, **facts})
         if calibration is not None and trainer.is_world_process_zero():
             keep_copy(calibration, folder)
-        result = trainer.train(resume_from_checkpoint=checkpoint)
-        trainer.save_model()
-        _record(trainer, {"complete": True, **_totals(trainer, result.metrics["train_runtime"]), **facts})
+        with reported(trainer, tokenizer, facts, lambda: asdict(keeper.totals())), followed(trainer):
+            result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint.path))
+            totals = _totals(trainer, keeper, result.training_loss, checkpoint)
+            trainer.save_model()
+            _record(trainer, {"complete": True, **totals, **facts})
 
 
 def _trainer(
@@ -71,17 +88,18 @@ def _trainer(
     args: SFTConfig,
     tokenizer: PreTrainedTokenizerBase,
     weighting: Weighting,
-    client: Client | None,
+    source: PrioritySource,
 ) -> PrioritySFTTrainer:
-    rows = load_rows("train", config.data.train)
-    asked, local = _asked(config.priorities, weighting), config.priorities.local
+    local = config.priorities.local
     return PrioritySFTTrainer(
         load_model(config.model),
         args,
-        rows,
-        priorities=_source(asked, client, rows.column_names, tokenizer),
+        load_rows("train", config.data.train),
+        priorities=source,
         weighting=weighting,
         local=FrozenCopies(**local.model_dump()) if local is not None else None,
+        kernel=config.priorities.kernel,
+        guard=config.guard,
         eval_dataset=load_rows("eval", config.data.eval) if config.data.eval else None,
         processing_class=tokenizer,
         peft_config=lora_config(config.model),
@@ -89,21 +107,35 @@ def _trainer(
     )
 
 
+def _facts(
+    config: Config, weighting: Weighting, source: PrioritySource, fingerprints: dict[str, str]
+) -> dict[str, Any]:
+    """What a summary says of how the run's weights are made."""
+    settings = config.priorities
+    return {
+        "method": settings.method,
+        "params": settings.params,
+        "composition": _steps(config, weighting, source),
+        "fingerprint": fingerprints.get(settings.model),
+        "fingerprints": fingerprints,
+    }
+
+
 def _record(trainer: PrioritySFTTrainer, summary: dict[str, Any]) -> None:
     if trainer.is_world_process_zero():
         write_summary(Path(trainer.args.output_dir), summary)
 
 
-def _totals(trainer: PrioritySFTTrainer, seconds: float) -> dict[str, Any]:
-    """What this call to train did; after a resume, the steps before it are in `steps` alone."""
-    tokens = trainer.sign_metrics.tokens
+def _totals(
+    trainer: PrioritySFTTrainer, keeper: CheckpointKeeper, loss: float, checkpoint: Checkpoint | None
+) -> dict[str, Any]:
+    """Of the whole run: a step counts once, whichever process trained it last. `loss` is the mean of this process."""
+    totals = keeper.totals()
     return {
         "steps": trainer.state.global_step,
-        "tokens": tokens,
-        "seconds": seconds,
-        "tokens_per_second": tokens / seconds,
-        "wait_seconds": trainer.sign_metrics.wait_seconds,
-        "train_loss": trainer.state.log_history[-1].get("train_loss"),
+        **asdict(totals),
+        "tokens_per_second": totals.tokens / totals.seconds,
+        "train_loss": mean_loss(trainer.state, loss, after=0 if checkpoint is None else checkpoint.step),
     }
 
 
@@ -185,8 +217,11 @@ def _weighting(settings: PrioritiesSection) -> Weighting:
     )
 
 
-def _last_checkpoint(folder: Path) -> str:
-    numbered = {int(path.name.removeprefix("checkpoint-")): path for path in folder.glob("checkpoint-[0-9]*")}
-    if not numbered:
-        raise ConfigError(f"--resume: {folder} holds no checkpoint; set save_steps under [training]")
-    return str(numbered[max(numbered)])
+def _is_finished(folder: Path, main: bool) -> bool:
+    """Whether the run in this folder has ended; a line on stderr then says so."""
+    summary = read_summary(folder)
+    finished = bool(summary.get("complete"))
+    if finished and main:
+        steps = summary["steps"]
+        print(f"--resume: {folder} holds a finished run of {steps} steps: nothing is left to do", file=sys.stderr)
+    return finished

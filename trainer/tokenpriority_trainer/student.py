@@ -1,7 +1,7 @@
 """A model's forward pass over a batch: log-probabilities, the signals asked for, whole distributions if need be.
 
-Knows the two ways through the student, TRL's fused lm head and the model's own logits, and keeps to the first where
-that gives all that is read. Knows nothing of methods or weights.
+Knows the three ways through the student. TRL's fused lm head and the model's own logits give log-probs, the second
+where the first does not give all that is read; the weighted head gives the loss itself. Knows nothing of methods.
 
 Shapes: R rows, C columns of the batch; n trained tokens; V vocabulary. What is (R, C - 1) speaks of token i + 1.
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 from tokenpriority.distribution import evidence_of
 from tokenpriority.evidence import Evidence
 from tokenpriority_trainer.documents import IGNORED
-from tokenpriority_trainer.errors import WeightError
+from tokenpriority_trainer.head import WeightedHead, check_width
 from tokenpriority_trainer.live import TORCH
 
 FUSED = frozenset({"logprob", "entropy"})
@@ -33,7 +33,7 @@ class Pass:
     """What the student says of a batch."""
 
     log_probs: Tensor
-    """(R, C - 1), with gradient; 0 where the label is ignored."""
+    """(R, C - 1), with gradient but for the weighted head; 0 where the label is ignored."""
     label_mask: Tensor
     """(R, C - 1) boolean, False where the label is ignored."""
     is_top1: Tensor
@@ -44,6 +44,8 @@ class Pass:
     """(R, C, V) with gradient, from the pass that builds them."""
     aux_loss: Tensor | None = None
     """The routers' loss of a mixture of experts."""
+    loss: Tensor | None = None
+    """The weighted loss, from the pass that makes it; `log_probs` then have no gradient."""
 
 
 def forward(model: Any, batch: Mapping[str, Any], *, signals: Iterable[str], distribution: bool, router: bool) -> Pass:
@@ -55,12 +57,22 @@ def forward(model: Any, batch: Mapping[str, Any], *, signals: Iterable[str], dis
     wanted = {"entropy", *signals}
     if wanted <= FUSED and not distribution:
         out = model(**batch, **options, fused_lm_head=True)
-        _check_width(out.log_probs.shape[1] + 1, batch["labels"])
+        check_width(out.log_probs.shape[1] + 1, batch["labels"].shape[1])
         evidence = Evidence(logprob=_unshifted(out.log_probs.detach()), entropy=_unshifted(out.entropy.detach()))
         return Pass(out.log_probs, out.label_mask, out.is_top1, evidence, aux_loss=getattr(out, "aux_loss", None))
     out = model(**{key: value for key, value in batch.items() if key != "labels"}, **options)
-    _check_width(out.logits.shape[1], batch["labels"])
+    check_width(out.logits.shape[1], batch["labels"].shape[1])
     return _from_logits(out, batch["labels"], wanted - {"logprob"})
+
+
+def forward_weighted(model: Any, batch: Mapping[str, Any], head: WeightedHead) -> Pass:
+    """The student's pass over a batch, ending in the weighted loss; its evidence is logprob and entropy.
+
+    The model must have been given to `add_weighted_head`. Raises WeightError as `forward`.
+    """
+    out = model(**batch, use_cache=False, weighted_head=head)
+    evidence = Evidence(logprob=_unshifted(out.log_probs), entropy=_unshifted(out.entropy))
+    return Pass(out.log_probs, out.label_mask, out.is_top1, evidence, loss=out.loss)
 
 
 def frozen_evidence(logits: Tensor, labels: Tensor, signals: Iterable[str]) -> Evidence:
@@ -68,14 +80,6 @@ def frozen_evidence(logits: Tensor, labels: Tensor, signals: Iterable[str]) -> E
     mask = labels[:, 1:] != IGNORED
     found, _ = _signals(logits[:, :-1][mask], labels[:, 1:][mask], signals)
     return Evidence(**{name: _scattered(values, mask) for name, values in found.items()})
-
-
-def _check_width(columns: int, labels: Tensor) -> None:
-    if columns != labels.shape[1]:
-        raise WeightError(
-            f"the model scored {columns} positions, weights are for {labels.shape[1]}; adapters that add virtual "
-            "tokens are not supported"
-        )
 
 
 def _from_logits(out: Any, labels: Tensor, names: set[str]) -> Pass:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Generator, Iterator
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,14 +36,17 @@ from tokenpriority_trainer.composer import Composer
 from tokenpriority_trainer.deferred import DeferredCount, rescale
 from tokenpriority_trainer.documents import IGNORED, Document, place
 from tokenpriority_trainer.errors import NothingToLearn
+from tokenpriority_trainer.guard import Guard, Watch, allow_step
+from tokenpriority_trainer.head import Kernel, WeightedHead, use_weighted_head
 from tokenpriority_trainer.live import TORCH
 from tokenpriority_trainer.local import FrozenCopies
-from tokenpriority_trainer.loss import ALL, KEPT, count, weighted_loss
+from tokenpriority_trainer.loss import ALL, KEPT, count, shifted, weighted_loss
 from tokenpriority_trainer.metrics import SignMetrics
 from tokenpriority_trainer.progress import epoch_steps
 from tokenpriority_trainer.rows import ROWS, layout
+from tokenpriority_trainer.sample import PrioritySample
 from tokenpriority_trainer.source import Batch, PrioritySource
-from tokenpriority_trainer.student import forward
+from tokenpriority_trainer.student import Pass, forward, forward_weighted
 from tokenpriority_trainer.weighting import Weighting
 
 
@@ -50,9 +54,10 @@ class PrioritySFTTrainer(SFTTrainer):  # type: ignore[misc]  # TRL publishes no 
     """Supervised fine-tuning in which every token counts by its priority.
 
     `priorities` says where weights come from, `weighting` how they become a loss, `local` which frozen models stand
-    beside the student for methods that read more than a server's numbers; all other arguments are
-    SFTTrainer's, without those that would replace the collator or the loss. Evaluation stays plain NLL. Raises
-    ConfigError for settings under which weights would be ignored or counted wrongly.
+    beside the student for methods that read more than a server's numbers, `guard` which steps are not taken, `kernel`
+    where the loss is computed (see `head.py`); all other arguments are SFTTrainer's, without those that would replace
+    the collator or the loss. Evaluation stays plain NLL. Raises ConfigError for settings under which weights would be
+    ignored or counted wrongly.
     """
 
     data_collator: Any
@@ -68,6 +73,8 @@ class PrioritySFTTrainer(SFTTrainer):  # type: ignore[misc]  # TRL publishes no 
         priorities: PrioritySource,
         weighting: Weighting | None = None,
         local: FrozenCopies | None = None,
+        kernel: Kernel = "trl",
+        guard: Guard | None = None,
         **rest: Any,
     ) -> None:
         check_arguments(args, train_dataset, priorities, rest)
@@ -76,12 +83,15 @@ class PrioritySFTTrainer(SFTTrainer):  # type: ignore[misc]  # TRL publishes no 
         self.local = local or FrozenCopies()
         check_evidence(self.weighting, priorities, self.local)
         self.sign_metrics = SignMetrics()
+        self.sample = PrioritySample()
         self._composer = Composer(self.weighting, self.local)
         self._deferred = DeferredCount()
         self._stream_of: Iterator[Batch] | None = None
         self._stream: Generator[Batch, None, None] | None = None
         super().__init__(model=model, args=args, train_dataset=train_dataset, **rest)
         check_setting(self)
+        self._weighted_head = use_weighted_head(kernel, self)
+        self._watch = Watch(guard or Guard(), deepspeed=self.is_deepspeed_enabled)
         self.data_collator = PriorityCollator(**vars(self.data_collator))
         roles = (role for role in self.weighting.roles if role == "old" or role in self.local.roles)
         self.local.load(roles, self.model, self._tokenizer)
@@ -113,6 +123,11 @@ class PrioritySFTTrainer(SFTTrainer):  # type: ignore[misc]  # TRL publishes no 
         finally:
             self._close_stream()
 
+    def _run_epoch(self, **kwargs: Any) -> None:
+        """One epoch; none of a run resumed at its last step, which Trainer would train a step too far."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(**kwargs)
+
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], Tensor]:
@@ -125,13 +140,16 @@ class PrioritySFTTrainer(SFTTrainer):  # type: ignore[misc]  # TRL publishes no 
             self._close_stream()
             self._stream_of, self._stream = epoch_iterator, self._weighted(epoch_iterator)
         self._deferred.clear()
+        self._watch.clear()
         self.local.begin_step(self.state.global_step, self.model)
         samples: tuple[list[Batch], Tensor] = super().get_batch_samples(self._stream, num_batches, device)
+        self.sample.collect(self.state.global_step + 1)
         return samples
 
     def _close_stream(self) -> None:
         if self._stream is not None:
             self._stream.close()
+        self.sample.discard()
         self._stream_of = self._stream = None
 
     def _weighted(self, batches: Iterator[Batch]) -> Generator[Batch, None, None]:
@@ -146,6 +164,7 @@ class PrioritySFTTrainer(SFTTrainer):  # type: ignore[misc]  # TRL publishes no 
                 if "reference" in self.weighting.roles and logprobs is not None:
                     placed = place(found, logprobs, shape, what="reference's log-prob")
                     extras[LOGPROBS] = torch.from_numpy(placed).to(device)
+                self.sample.offer(found, extras[PRIORITIES], logprobs)
                 if self.weighting.live:
                     extras[ROWS] = layout(found, shape).to(device)
                 extras[SEQUENCES] = sum(bool(document.trained.any()) for document in found)
@@ -186,25 +205,38 @@ class PrioritySFTTrainer(SFTTrainer):  # type: ignore[misc]  # TRL publishes no 
         if not self.model.training:
             return super().compute_loss(model, batch, return_outputs, num_items_in_batch)
         assert num_items_in_batch is not None  # Trainer passes on what _get_num_items_in_batch returned
+        rule, factor = self.weighting, self._factor()
+        passed = self._pass(model, batch, inputs[PRIORITIES], num_items_in_batch, factor)
+        made = self._composer(inputs, passed, factor)
+        self.sign_metrics.add(passed, made.decided, made.weights)
+        self._watch.add(passed.log_probs, made.decided, made.weights)
+        if rule.deferred:
+            self._deferred.add_kept(made.decided)
+        denominator = "all" if rule.deferred else rule.denominator
+        loss = passed.loss
+        if loss is None:
+            charges = made.positive, made.negative, made.weights
+            loss = weighted_loss(*charges, num_items_in_batch, denominator=denominator)
+        loss = loss * self.accelerator.num_processes  # the counts are global and gradients are averaged over processes
+        if self.aux_loss_enabled:
+            # A mean per micro-batch, as TRL adds it: averaged over the step's micro-batches.
+            loss = loss + self.router_aux_loss_coef * passed.aux_loss / self.current_gradient_accumulation_steps
+        return loss
+
+    def _pass(self, model: Any, batch: Batch, priorities: Tensor, counts: Tensor, factor: float) -> Pass:
+        """The student's pass, ending in the weighted loss where our own kernel makes it."""
         rule = self.weighting
-        passed = forward(
+        if self._weighted_head:
+            weigh = partial(self._composer.tokens, factor=factor)
+            head = WeightedHead(shifted(priorities), weigh, counts, rule.negatives, rule.denominator)
+            return forward_weighted(model, batch, head)
+        return forward(
             model,
             batch,
             signals=rule.reads("student"),
             distribution=rule.reads_distribution("student"),
             router=self.aux_loss_enabled,
         )
-        made = self._composer(inputs, passed, self._factor())
-        self.sign_metrics.add(passed, made.decided, made.weights)
-        if rule.deferred:
-            self._deferred.add_kept(made.decided)
-        denominator = "all" if rule.deferred else rule.denominator
-        loss = weighted_loss(made.positive, made.negative, made.weights, num_items_in_batch, denominator=denominator)
-        loss = loss * self.accelerator.num_processes  # the counts are global and gradients are averaged over processes
-        if self.aux_loss_enabled:
-            # A mean per micro-batch, as TRL adds it: averaged over the step's micro-batches.
-            loss = loss + self.router_aux_loss_coef * passed.aux_loss / self.current_gradient_accumulation_steps
-        return loss
 
     def training_step(self, model: Any, inputs: Batch, num_items_in_batch: Tensor | None = None) -> Tensor:
         """TRL's step; the last of an optimiser step brings in a denominator that only the forward passes gave."""
@@ -219,6 +251,12 @@ class PrioritySFTTrainer(SFTTrainer):  # type: ignore[misc]  # TRL publishes no 
         rescale(model.parameters(), ratio)
         return loss + self._deferred.correction(ratio)
 
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """TRL's; here, between the last backward pass and the optimiser, the guard judges the step."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        allow_step(not self._watch.judge(norm, self.state, self.accelerator), self.optimizer, self.accelerator)
+        return norm
+
     def _factor(self) -> float:
         """The schedule's factor at this optimiser step."""
         schedule = self.weighting.schedule
@@ -231,6 +269,7 @@ class PrioritySFTTrainer(SFTTrainer):  # type: ignore[misc]  # TRL publishes no 
         """Log with our metrics beside TRL's."""
         if self.model.training:
             report = self.sign_metrics.drain(self.accelerator, self.priorities.wait_seconds)
+            report |= self._watch.drain() if report else {}
             self._metrics["train"].update({name: [value] for name, value in report.items()})
             self._total_train_tokens = self.sign_metrics.tokens  # TRL logs it in evaluation
         super().log(logs, start_time)
