@@ -34,10 +34,11 @@ _PADDED_ROWS = 8
 def ways(path: Path, dtype: str, threads: int, *, quick: bool) -> Iterator[list[Way]]:
     """Every way on one model, ready; `quick` leaves out those that decide no target."""
     with contextlib.ExitStack() as stack:
+        served = stack.enter_context(_serve(path, dtype))  # starts while the others do
         found = [
             *stack.enter_context(_ours(path, dtype, threads)),
             *stack.enter_context(_prompt_logprobs(path, dtype, threads)),
-            stack.enter_context(_serve(path, dtype)),
+            stack.enter_context(served()),
         ]
         if not quick:
             found += [stack.enter_context(_torch(path, dtype, threads)), _transformers(path, dtype)]
@@ -135,8 +136,8 @@ def _prompt_logprobs(path: Path, dtype: str, threads: int) -> Iterator[list[Way]
 
 
 @contextlib.contextmanager
-def _serve(path: Path, dtype: str) -> Iterator[Way]:
-    """vLLM's own server."""
+def _serve(path: Path, dtype: str) -> Iterator[Callable[[], contextlib.AbstractContextManager[Way]]]:
+    """vLLM's own server, starting; the way through it is there once it is entered."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port = sock.getsockname()[1]
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(path), "--dtype", dtype]
@@ -152,10 +153,15 @@ def _serve(path: Path, dtype: str) -> Iterator[Way]:
     environment = {**os.environ, "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
         url = f"http://127.0.0.1:{port}"
-        try:
+
+        @contextlib.contextmanager
+        def ready() -> Iterator[Way]:
             _wait_for(f"{url}/health", child)
             with Clients("vllm", url, _MODEL) as clients:
                 yield Way(Way.SERVE, clients.score)
+
+        try:
+            yield ready
         finally:
             child.terminate()
 

@@ -27,6 +27,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 """Seconds before a restart: doubled at each, back to the first once a core has lived for the longest."""
 
 _POLL = 0.25
+_TELLING_SECONDS = 2.0
+"""A dead core's front end gets so long to tell each caller by itself; who then still waits is told by us."""
 _DIED = "the engine core died and is being restarted"
 _CLOSED = "the engine is closed"
 _SHUTDOWN_SECONDS = 15.0
@@ -58,6 +60,7 @@ class Core:
         self._fault: str | None = "starting"
         self._pause = FIRST_PAUSE
         self._watch: asyncio.Task[None] | None = None
+        self._waiting: set[asyncio.Task[Any]] = set()
         self._closed = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name=f"vllm {name}", daemon=True)
@@ -82,11 +85,23 @@ class Core:
     async def call(self, work: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
         """Run `work(llm)` on the core's loop, from any other; cancelling the call cancels the work.
 
-        Raises Unavailable if the core is down.
+        Raises Unavailable if the core is down, or goes down and leaves the work waiting.
         """
         if self.fault is not None:
             raise self._unavailable()
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work(self._llm), self._loop))
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._answered(work), self._loop))
+
+    async def _answered(self, work: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
+        answer = asyncio.create_task(work(self._llm))
+        self._waiting.add(answer)
+        answer.add_done_callback(self._waiting.discard)
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            caller = asyncio.current_task()
+            if caller is None or caller.cancelling():  # by who asked, not by `_release`
+                raise
+            raise self._unavailable() from None
 
     def explain(self, error: Exception) -> ApiError:
         """What a request is told that met `error` in vLLM: that the core died, or that it failed on this one."""
@@ -151,11 +166,20 @@ class Core:
             self._pause = FIRST_PAUSE
         _logger.error("model %s: the engine core died after %.0f s", self._name, lived)
         self._fault = _DIED
+        await self._release(_TELLING_SECONDS)
         with contextlib.suppress(Exception):  # of a dead core nothing but its sockets is left
             self._llm.shutdown()
         while not await self._came_back():
             pass
         _logger.warning("model %s: the engine core is back", self._name)
+
+    async def _release(self, seconds: float) -> None:
+        """End all work of this core, after waiting so long for vLLM to: once shut down, it tells its callers nothing."""
+        if self._waiting:
+            await asyncio.wait(list(self._waiting), timeout=seconds)
+        for answer in list(self._waiting):
+            answer.cancel()
+        await asyncio.sleep(0)
 
     async def _came_back(self) -> bool:
         await asyncio.sleep(self._pause)
@@ -175,6 +199,7 @@ class Core:
         if self._llm is not None:
             self._llm.shutdown(_SHUTDOWN_SECONDS)  # on this thread, or its listeners would report a death
             self._llm = None  # or it would be shut down once more when the interpreter ends, and fail
+        await self._release(0)
         self._fault = _CLOSED  # a restart that was under way may have cleared it
         # What vLLM left on the loop would be reported as destroyed while pending.
         others = asyncio.all_tasks() - {asyncio.current_task()}

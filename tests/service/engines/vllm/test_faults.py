@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tokenpriority.errors import Unavailable
+from tokenpriority_service.engines.vllm import core as engine_core
 
 COMES_BACK = 150.0
 """Seconds; a start takes 15 to 60 of them."""
@@ -27,6 +28,33 @@ def alive(pid: int) -> bool:
 
 def family(processes: Any, engine_core: int) -> list[int]:
     return [engine_core, *processes.below(engine_core)]
+
+
+async def killed_in_flight(engine: Any, jobs: list[Any], core: int) -> list[Any]:
+    """What concurrent calls of one job each come to whose core is killed before half of them are done."""
+    calls = [asyncio.create_task(engine.score([job])) for job in jobs]
+    await asyncio.sleep(0.3)
+    assert sum(call.done() for call in calls) < len(jobs) // 2
+    os.kill(core, signal.SIGKILL)
+    async with asyncio.timeout(10):
+        return [result for call in calls for result in await call]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_nobody_is_left_waiting_by_a_core_that_is_shut_down_as_soon_as_it_died(
+    vllm: Any, open_engine: Callable[..., Any], processes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM's front end tells its callers a moment after it knows of the death; looked for all the time, we are first."""
+    monkeypatch.setattr(engine_core, "_POLL", 0.0)
+    monkeypatch.setattr(engine_core, "_TELLING_SECONDS", 0.0)
+    monkeypatch.setattr(engine_core, "FIRST_PAUSE", 60.0)  # no restart, which closing would wait for
+    others, jobs = set(processes.named("EngineCore")), vllm.jobs(*[512] * 64, seed=62)
+    with open_engine(vllm.saved("llama"), max_batch_tokens=128, prefix_caching=False) as engine:
+        [core] = set(processes.named("EngineCore")) - others
+        lost = [result for result in asyncio.run(killed_in_flight(engine, jobs, core)) if isinstance(result, Exception)]
+        assert len(lost) >= 32
+        assert all(isinstance(error, Unavailable) and "died" in str(error) for error in lost)
 
 
 @pytest.mark.slow
@@ -45,15 +73,7 @@ def test_a_killed_core_comes_back_and_a_killed_worker_ends_it_too(
         vllm.check_all(vllm.score(engine, few), few, "llama")
         adapted = vllm.score(engine.adapters["mine"], few)
 
-        async def in_flight() -> list[Any]:
-            calls = [asyncio.create_task(engine.score([job])) for job in jobs]
-            await asyncio.sleep(0.3)
-            assert sum(call.done() for call in calls) < 32
-            os.kill(core, signal.SIGKILL)
-            async with asyncio.timeout(10):
-                return [result for call in calls for result in await call]
-
-        results = asyncio.run(in_flight())
+        results = asyncio.run(killed_in_flight(engine, jobs, core))
         lost = [result for result in results if isinstance(result, Exception)]
         assert len(lost) >= 32
         assert all(isinstance(error, Unavailable) and "died" in str(error) for error in lost)
