@@ -174,7 +174,7 @@ class Core:
         _logger.warning("model %s: the engine core is back", self._name)
 
     async def _release(self, seconds: float) -> None:
-        """End all work of this core, after waiting so long for vLLM to: once shut down, it tells its callers nothing."""
+        """End all work of this core, after giving vLLM so long to: shut down, it tells its callers nothing."""
         if self._waiting:
             await asyncio.wait(list(self._waiting), timeout=seconds)
         for answer in list(self._waiting):

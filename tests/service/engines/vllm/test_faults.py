@@ -45,7 +45,7 @@ async def killed_in_flight(engine: Any, jobs: list[Any], core: int) -> list[Any]
 def test_nobody_is_left_waiting_by_a_core_that_is_shut_down_as_soon_as_it_died(
     vllm: Any, open_engine: Callable[..., Any], processes: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """vLLM's front end tells its callers a moment after it knows of the death; looked for all the time, we are first."""
+    """vLLM tells its callers a moment after it knows of the death; here we look all the time, and are first."""
     monkeypatch.setattr(engine_core, "_POLL", 0.0)
     monkeypatch.setattr(engine_core, "_TELLING_SECONDS", 0.0)
     monkeypatch.setattr(engine_core, "FIRST_PAUSE", 60.0)  # no restart, which closing would wait for
