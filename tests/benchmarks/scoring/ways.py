@@ -34,11 +34,10 @@ _PADDED_ROWS = 8
 def ways(path: Path, dtype: str, threads: int, *, quick: bool) -> Iterator[list[Way]]:
     """Every way on one model, ready; `quick` leaves out those that decide no target."""
     with contextlib.ExitStack() as stack:
-        served = stack.enter_context(_serve(path, dtype))  # starts while the others do
         found = [
             *stack.enter_context(_ours(path, dtype, threads)),
             *stack.enter_context(_prompt_logprobs(path, dtype, threads)),
-            stack.enter_context(served()),
+            stack.enter_context(_serve(path, dtype)),
         ]
         if not quick:
             found += [stack.enter_context(_torch(path, dtype, threads)), _transformers(path, dtype)]
@@ -136,8 +135,8 @@ def _prompt_logprobs(path: Path, dtype: str, threads: int) -> Iterator[list[Way]
 
 
 @contextlib.contextmanager
-def _serve(path: Path, dtype: str) -> Iterator[Callable[[], contextlib.AbstractContextManager[Way]]]:
-    """vLLM's own server, starting; the way through it is there once it is entered."""
+def _serve(path: Path, dtype: str) -> Iterator[Way]:
+    """vLLM's own server."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port = sock.getsockname()[1]
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(path), "--dtype", dtype]
@@ -153,15 +152,10 @@ def _serve(path: Path, dtype: str) -> Iterator[Callable[[], contextlib.AbstractC
     environment = {**os.environ, "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
         url = f"http://127.0.0.1:{port}"
-
-        @contextlib.contextmanager
-        def ready() -> Iterator[Way]:
+        try:
             _wait_for(f"{url}/health", child)
             with Clients("vllm", url, _MODEL) as clients:
                 yield Way(Way.SERVE, clients.score)
-
-        try:
-            yield ready
         finally:
             child.terminate()
 
