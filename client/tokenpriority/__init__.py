@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         NotStored,
         Overloaded,
         SequenceErrors,
+        ServerAway,
         TokenPriorityError,
         TooLarge,
         Unauthorized,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     )
     from tokenpriority.prefetch import Prefetch
     from tokenpriority.scores import ScoreFailure, Scores
+    from tokenpriority.source import Source
 
 __all__ = [
     "ApiError",
@@ -62,6 +64,8 @@ __all__ = [
     "ScoreFailure",
     "Scores",
     "SequenceErrors",
+    "ServerAway",
+    "Source",
     "TokenPriorityError",
     "TooLarge",
     "Unauthorized",
@@ -77,6 +81,7 @@ _ELSEWHERE = {
     "Prefetch": "prefetch",
     "ScoreFailure": "scores",
     "Scores": "scores",
+    "Source": "source",
 }
 """Module of each public name that is not an error."""
 

@@ -46,6 +46,7 @@ class AsyncSession:
         max_inflight_tokens: int = 262_144,
         retries: int = 8,
         max_wait: float = 3600.0,
+        max_outage: float | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         classes = get_args(ServiceClass)
@@ -53,7 +54,9 @@ class AsyncSession:
             raise ValueError(f"service_class: must be one of {', '.join(classes)}, got {service_class!r}")
         self.model = model
         self.service_class = service_class
-        self.settings = Settings(url.rstrip("/"), api_key, timeout, max_inflight_tokens, retries, max_wait, transport)
+        self.settings = Settings(
+            url.rstrip("/"), api_key, timeout, max_inflight_tokens, retries, max_wait, max_outage, transport
+        )
         self._pins = Pins()
         self._connection: Connection | None = None
 

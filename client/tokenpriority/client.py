@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 from tokenpriority.background import wait
 from tokenpriority.batches import batch_sequences
 from tokenpriority.coverage import COVERAGE, Coverage
+from tokenpriority.depth import Wanted
 from tokenpriority.exchange import PRIORITIES, A, Call, Question
 from tokenpriority.prefetch import Prefetch
 from tokenpriority.progress import Advance, progress_bar
 from tokenpriority.scores import ScoreFailure, Scores
 from tokenpriority.sequences import Entry, SequenceLike, encoded
 from tokenpriority.session import Session
+from tokenpriority.source import Source
 from tokenpriority.window import Errors, Result, ahead, check_errors, handed_out
 
 if TYPE_CHECKING:
@@ -36,8 +38,9 @@ class Client(Session):
     `interactive` work goes before `bulk` work; `timeout` seconds without a byte of an answer; `max_inflight_tokens`
     bounds what was sent and not yet answered, over all calls; `retries` attempts after the first, on connection
     errors, 408, 409, 429 and 5xx; `max_wait` seconds that one request waits, in all, while the server says when to
-    come back (429 or 503 with Retry-After), which uses up no attempt unless `retries` is 0; `transport` instead of the
-    network, such as `httpx.ASGITransport(app)`.
+    come back (429 or 503 with Retry-After), which uses up no attempt unless `retries` is 0; `max_outage` seconds that
+    it waits, in all, for a server that is away (no connection, no answer, a gateway's 502, 503 or 504), where None
+    counts attempts; `transport` instead of the network, such as `httpx.ASGITransport(app)`.
 
     The first answer pins each model's fingerprint: a later answer by another model raises FingerprintChanged.
     """
@@ -122,7 +125,7 @@ class Client(Session):
         params: Mapping[str, Any] | None = None,
         signals: Iterable[str] = (),
         model: str | None = None,
-        depth: int = 8,
+        depth: Wanted = "auto",
         offsets: bool = False,
         cached_only: bool = False,
     ) -> Prefetch[B]:
@@ -130,8 +133,9 @@ class Client(Session):
 
         Without `sequences` the batch itself is a list of sequences, or a mapping whose `input_ids` hold them as rows,
         cut where `attention_mask` is 0; a batch of another kind raises TypeError. See `batch_sequences`, `Prefetch`.
-        Depth 8 keeps a trainer from waiting where scoring takes up to 0.7 of a training step; `offsets` and
-        `cached_only` as in `score`.
+        Depth "auto" is 8, and grows to ceil(p99 of the time scores take / time between two `next`) + 4 where that is
+        more, to 128 at most (`depth.py`). `offsets` and `cached_only` as in `score`. Raises ValueError for a depth
+        below 1.
         """
         call = self._remote.call(method, params, signals, model, offsets=offsets, cached_only=cached_only)
         pick = batch_sequences if sequences is None else sequences
@@ -140,6 +144,21 @@ class Client(Session):
             return self._background.submit(self._remote.score_entries(list(encoded(pick(batch))), call))
 
         return Prefetch(loader, begin, depth)
+
+    def source(
+        self,
+        method: str = "uniform",
+        params: Mapping[str, Any] | None = None,
+        *,
+        model: str | None = None,
+        depth: Wanted = "auto",
+    ) -> Source:
+        """What a trainer is to ask of this server about every batch: `PrioritySFTTrainer(priorities=client.source())`.
+
+        Nothing is sent yet, and the client must stay open until training has ended. Raises ValueError for a depth
+        below 1.
+        """
+        return Source(self, method, dict(params or {}), model or self._remote.model, depth)
 
     def coverage(
         self,

@@ -16,7 +16,7 @@ import httpx
 
 from tokenpriority import wire
 from tokenpriority.cancelling import uncut
-from tokenpriority.errors import ApiError, ConnectionFailed
+from tokenpriority.errors import ConnectionFailed
 from tokenpriority.exchange import read_error
 from tokenpriority.retry import Patience, next_delay, worth_retrying
 
@@ -45,6 +45,9 @@ class Settings:
     """Attempts after the first; 0 also ignores max_wait."""
     max_wait: float = 3600.0
     """Seconds that one request waits, in all, while the server puts it off (429 or 503, with Retry-After)."""
+    max_outage: float | None = None
+    """Seconds that one request waits, in all, for a server that is away (no connection, no answer, or a gateway's 502,
+    503 or 504), whatever `retries`; None counts attempts."""
     transport: httpx.AsyncBaseTransport | None = None
     """Instead of the network, such as `httpx.ASGITransport(app)`."""
 
@@ -56,6 +59,8 @@ class Settings:
                 raise ValueError(f"{name}: must be greater than {least}, got {getattr(self, name)}")
         if not self.max_wait >= 0:
             raise ValueError(f"max_wait: must be at least 0, got {self.max_wait}")
+        if self.max_outage is not None and not self.max_outage >= 0:
+            raise ValueError(f"max_outage: must be at least 0, got {self.max_outage}")
 
     def __repr__(self) -> str:
         return f"Settings(url={self.url!r})"  # the key stays out of logs
@@ -134,31 +139,36 @@ class Connection:
     async def _send(self, method: str, path: str, body: bytes | None = None, failed: int = 0) -> httpx.Response:
         """Send until answered. Raises ApiError (what the server said last) or ConnectionFailed."""
         headers = {"content-type": wire.MSGPACK} if body is not None else None
-        patience = Patience(self._settings.retries, self._settings.max_wait, self._rng, failed)
+        limits = self._settings
+        patience = Patience(limits.retries, limits.max_wait, self._rng, failed, limits.max_outage)
         while True:
+            sent = self.loop.time()
             try:
                 response = await uncut(self._http.request(method, path, content=body, headers=headers))
             except httpx.RequestError as error:
                 again = isinstance(error, httpx.TransportError) and not isinstance(error, httpx.UnsupportedProtocol)
-                delay = patience.delay() if again else None
+                delay = patience.delay(took=self.loop.time() - sent) if again else None
+                attempts = patience.failed + patience.unanswered + (delay is None)
+                failure: Exception = self._unreachable(method, path, attempts, error)
                 if delay is None:
-                    raise self._unreachable(method, path, patience.failed + 1, error) from error
+                    raise failure from error
             else:
                 if response.is_success:
                     return response
-                refusal = read_error(response.status_code, response.headers, response.content)
-                delay = patience.delay(refusal) if worth_retrying(response.status_code) else None
+                failure = refusal = read_error(response.status_code, response.headers, response.content)
+                took = self.loop.time() - sent
+                delay = patience.delay(refusal, took) if worth_retrying(response.status_code) else None
                 if delay is None:
                     raise refusal
-                self._tell(refusal, patience)
+            self._tell(failure, patience)
             await self._sleep(delay)
 
-    def _tell(self, refusal: ApiError, patience: Patience) -> None:
-        """Log that a request waits at the server's word: else nobody would know why a run stands still."""
+    def _tell(self, failure: Exception, patience: Patience) -> None:
+        """Log that a request waits for the server: else nobody would know why a run stands still."""
         now = self.loop.time()
-        if patience.waited >= LONG_WAIT and now - self._told >= TELL_EVERY:
+        if patience.waited + patience.away >= LONG_WAIT and now - self._told >= TELL_EVERY:
             self._told = now
-            logger.warning("waiting: %s: %s", type(refusal).__name__, refusal)
+            logger.warning("waiting: %s: %s", type(failure).__name__, failure)
 
     def _unreachable(self, method: str, path: str, attempts: int, error: Exception) -> ConnectionFailed:
         what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

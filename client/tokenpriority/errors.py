@@ -19,6 +19,7 @@ Knows the error types, their HTTP statuses and how one is written and read. Know
         │   └── InvalidSequence        one sequence; the others of its request are scored
         ├── Overloaded          429    carries `retry_after`
         ├── Unavailable         503    loading, draining, full; may carry `retry_after`
+        │   └── ServerAway             a gateway's word: its server is away (502, 503, 504)
         ├── EngineFault         503    the engine failed on this work
         └── InternalError       500    a bug
 """
@@ -137,6 +138,10 @@ class Unavailable(ApiError):
     type, status = "unavailable", 503
 
 
+class ServerAway(Unavailable):
+    """A gateway before the server says that the server is away; the answer is not of this contract."""
+
+
 class EngineFault(ApiError):
     """The engine failed on this work; nothing wrong was returned or kept."""
 
@@ -172,11 +177,11 @@ def error_class(type_name: str | None, status: int) -> type[ApiError]:
     """The class for a wire type, else for a status (a proxy's error page has no type)."""
     if type_name in ERROR_TYPES:
         return ERROR_TYPES[type_name]
+    if status in (502, 503, 504):
+        return ServerAway
     for cls in _WIRE:
         if cls.status == status:
             return cls
-    if status in (502, 504):  # a gateway whose server is away
-        return Unavailable
     return InternalError if status >= 500 else InvalidRequest
 
 

@@ -11,7 +11,7 @@ import random
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
-from tokenpriority.errors import ApiError, Overloaded, Unavailable
+from tokenpriority.errors import ApiError, Overloaded, ServerAway, Unavailable
 
 FIRST_DELAY = 0.5
 MAX_DELAY = 8.0
@@ -41,34 +41,55 @@ def next_delay(attempt: int, retry_after: float | None, rng: random.Random) -> f
 
 
 class Patience:
-    """What one request has left: attempts, and seconds in which the server may put it off.
+    """What one request has left: attempts, seconds in which the server may put it off, seconds without a server.
 
     A server that refuses for a while and says how long (Overloaded or Unavailable, with Retry-After) is obeyed without
     using up an attempt: waiting for a quota's refill is no failure. All such waits together take at most `max_wait`
-    seconds. Whatever else fails uses up one of `retries` attempts after the first; `failed` are used up already. With
-    retries = 0 a request is sent once, whatever the answer.
+    seconds. A server that is away, so that nobody or only a gateway answers, may be so for `max_outage` seconds in all;
+    None counts attempts instead. Whatever else fails uses up one of `retries` attempts after the first; `failed` are
+    used up already. With retries = 0 a request is sent once, whatever the answer.
     """
 
-    def __init__(self, retries: int, max_wait: float, rng: random.Random, failed: int = 0) -> None:
+    def __init__(
+        self, retries: int, max_wait: float, rng: random.Random, failed: int = 0, max_outage: float | None = None
+    ) -> None:
         self._retries = retries
         self._max_wait = max_wait
+        self._max_outage = max_outage
         self._rng = rng
         self.failed = failed
         """Attempts used up."""
+        self.unanswered = 0
+        """Attempts made while the server was away, which used up none."""
         self.waited = 0.0
         """Seconds for which the server has put the request off."""
+        self.away = 0.0
+        """Seconds for which the server was away."""
 
-    def delay(self, refusal: ApiError | None = None) -> float | None:
-        """Seconds to wait before the next attempt, None if there is to be none; `refusal` is what the server said."""
+    def delay(self, refusal: ApiError | None = None, took: float = 0.0) -> float | None:
+        """Seconds to wait before the next attempt, None if there is to be none.
+
+        `refusal` is what was answered, None if nothing was; `took` is how long the failed attempt lasted, in seconds.
+        """
         named = None if refusal is None else refusal.retry_after
         if self._retries and named is not None and isinstance(refusal, Overloaded | Unavailable):
             delay = max(next_delay(0, named, self._rng), FIRST_DELAY)  # "0" for ever would be asked without a pause
             self.waited += delay
             return delay if self.waited <= self._max_wait else None
+        if self._retries and self._max_outage is not None and (refusal is None or isinstance(refusal, ServerAway)):
+            return self._outage(took, self._max_outage)
         if self.failed >= self._retries:
             return None
         self.failed += 1
         return next_delay(self.failed - 1, named, self._rng)
+
+    def _outage(self, took: float, limit: float) -> float | None:
+        delay = next_delay(self.unanswered, None, self._rng)
+        if self.away + took + delay > limit:
+            return None
+        self.unanswered += 1
+        self.away += took + delay
+        return delay
 
 
 def parse_retry_after(value: str | None, now: datetime | None = None) -> float | None:

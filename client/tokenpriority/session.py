@@ -31,6 +31,7 @@ class Session:
         max_inflight_tokens: int = 262_144,
         retries: int = 8,
         max_wait: float = 3600.0,
+        max_outage: float | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._remote = AsyncClient(
@@ -42,6 +43,7 @@ class Session:
             max_inflight_tokens=max_inflight_tokens,
             retries=retries,
             max_wait=max_wait,
+            max_outage=max_outage,
             transport=transport,
         )
         self._background = Background(self._remote.aclose)

@@ -157,6 +157,8 @@ def test_the_public_names_are_these() -> None:
         "ScoreFailure",
         "Scores",
         "SequenceErrors",
+        "ServerAway",
+        "Source",
         "TokenPriorityError",
         "TooLarge",
         "Unauthorized",

@@ -11,7 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenpriority import ApiError, Client, EngineFault, Overloaded, Unavailable
+from tokenpriority import (
+    ApiError,
+    Client,
+    ConnectionFailed,
+    EngineFault,
+    InternalError,
+    Overloaded,
+    ServerAway,
+    TokenPriorityError,
+    Unavailable,
+)
 from tokenpriority.connection import Connection, Settings
 from tokenpriority.exchange import Call, build_request
 from tokenpriority.retry import Patience
@@ -75,6 +85,44 @@ def test_an_engine_that_fails_is_no_server_that_puts_off(server: Any) -> None:
     assert all(1 <= delay <= 1.25 for delay in delays)
 
 
+@pytest.mark.parametrize("status", [None, 502, 503, 504])
+def test_a_server_that_is_away_is_waited_for_by_time(server: Any, status: int | None) -> None:
+    """It answers nothing, or a gateway in its place says so; what it fails at itself is still counted."""
+    away = server.dropping if status is None else server.page(status)
+    server.faults.extend([away] * 20 + [server.refusing(InternalError("a bug"))] * 2)
+    delays: list[float] = []
+    send(server, delays, retries=2, max_outage=600.0)
+    assert len(server.requests) == 23
+
+    server.requests.clear()
+    server.always = away
+    error: type[TokenPriorityError] = ConnectionFailed if status is None else ServerAway
+    with pytest.raises(error, match="no answer in [0-9]{2} attempts" if status is None else f"HTTP {status}"):
+        send(server, delays := [], max_outage=600.0)
+    assert 600 - 20 < sum(delays) <= 600, "each attempt took a few milliseconds besides"
+    assert len(server.requests) == len(delays) + 1
+
+    server.requests.clear()
+    for settings in ({"max_outage": 0.3}, {"max_outage": 600.0, "retries": 0}):
+        with pytest.raises(error):
+            send(server, delays := [], **settings)
+        assert delays == []
+    assert len(server.requests) == 2
+
+
+@given(st.lists(st.floats(0, 200), max_size=60), st.floats(0, 1e3))
+def test_the_time_of_the_attempts_themselves_counts(took: list[float], limit: float) -> None:
+    patience, away = Patience(8, 3600, random.Random(0), max_outage=limit), 0.0
+    for seconds in took:
+        delay = patience.delay(took=seconds)
+        if delay is None:
+            assert away + seconds + 8 > limit
+            break
+        away += seconds + delay
+    assert away <= limit
+    assert patience.failed == 0
+
+
 @given(st.lists(st.none() | st.floats(0, 1e6), max_size=30), st.integers(0, 5), st.floats(0, 1e4), st.integers(0, 9))
 def test_attempts_and_time_are_both_bounded(
     named: list[float | None], retries: int, max_wait: float, failed: int
@@ -107,7 +155,9 @@ def test_a_wait_at_the_servers_word_is_logged_once_a_minute(server: Any, caplog:
     assert caplog.records == [], "a short wait is nobody's concern"
 
 
-@pytest.mark.parametrize("max_wait", [-1.0, float("nan")])
-def test_the_bound_is_a_number_of_seconds(max_wait: float) -> None:
-    with pytest.raises(ValueError, match="max_wait: must be at least 0, got"):
-        Client("http://127.0.0.1:9", max_wait=max_wait)
+@pytest.mark.parametrize("name", ["max_wait", "max_outage"])
+@pytest.mark.parametrize("seconds", [-1.0, float("nan")])
+def test_the_bound_is_a_number_of_seconds(name: str, seconds: float) -> None:
+    settings: Any = {name: seconds}
+    with pytest.raises(ValueError, match=f"{name}: must be at least 0, got"):
+        Client("http://127.0.0.1:9", **settings)

@@ -86,13 +86,21 @@ def test_at_most_depth_batches_are_ahead(server: Any, client: Client, depth: int
             yield batch
 
     prefetch = client.prefetch(loader(), sequences=lambda batch: batch, method="uniform", depth=depth)
-    for taken in range(5):
+    assert (read, server.requests) == (0, []), "nothing begins before the first next"
+    for taken in range(1, 6):
+        next(prefetch)
         until(lambda: len(server.requests) == depth + taken)  # noqa: B023 -- awaited at once
         assert read == depth + taken
-        next(prefetch)
     prefetch.close()
-    with pytest.raises(ValueError, match="depth: must be at least 1, got 0"):
-        client.prefetch([], sequences=list, method="uniform", depth=0)
+
+
+@pytest.mark.parametrize("depth", [0, -1, 1.5, True, "8", None])
+def test_a_depth_that_is_none_is_refused(client: Client, depth: Any) -> None:
+    said = f"^depth: must be 'auto' or a whole number of at least 1, got {depth!r}$"
+    with pytest.raises(ValueError, match=said):
+        client.prefetch([], sequences=list, method="uniform", depth=depth)
+    with pytest.raises(ValueError, match=said):
+        client.source(depth=depth)
 
 
 @pytest.mark.parametrize("depth", [1, 8])
@@ -220,14 +228,40 @@ def test_stopping_early_ends_the_thread_and_the_requests(
 
 
 def test_closing_the_client_ends_the_prefetch_with_an_error(server: Any) -> None:
-    server.always = server.hanging
+    server.always = server.hanging_unless(first)
     client = Client(server.url)
     prefetch = client.prefetch(batches(50), sequences=lambda batch: batch, method="uniform")
-    until(lambda: len(server.requests) > 0)
+    next(prefetch)
     client.close()
     with pytest.raises(RuntimeError, match="the client is closed"):
         next(prefetch)
     assert list(prefetch) == []
+
+
+def test_a_consumer_that_waits_is_told_when_another_thread_closes(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tokenpriority.prefetch.JOIN_SECONDS", 0.1)  # the loader stands still until the end
+    reading = threading.Event()
+    go_on = threading.Event()
+
+    def loader() -> Iterator[Any]:
+        reading.set()
+        go_on.wait(30)
+        yield batches(1)[0]
+
+    prefetch = client.prefetch(loader(), sequences=lambda batch: batch)
+    left: list[Any] = []
+    waiting = threading.Thread(target=lambda: left.append(list(prefetch)))
+    waiting.start()
+    assert reading.wait(30)
+    closing = threading.Thread(target=prefetch.close)
+    closing.start()
+    waiting.join(30)
+    assert left == [[]]
+    go_on.set()
+    closing.join()
+    until(lambda: prefetch_threads() == 0)
 
 
 @pytest.mark.parametrize("end", ["", "raise SystemExit(0)", "next(results)", "del prefetch, client"])

@@ -22,6 +22,25 @@ TRAINING = {
     "disable_tqdm": True,
 }
 
+SGD: dict[str, Any] = {
+    "optim": "sgd",
+    "learning_rate": 1.0,
+    "lr_scheduler_type": "constant",
+    "max_grad_norm": 0.0,
+    "max_steps": 1,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+    "use_cpu": True,
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "max_length": None,
+    "dataloader_pin_memory": False,
+    "per_device_train_batch_size": 8,
+}
+"""Arguments under which one optimiser step of SGD moves every parameter by minus its gradient, on one CPU."""
+
 
 def writer(tmp_path: Path, student: Path, text: str) -> Callable[..., Path]:
     """Writes configurations of this student and their data; `sections` replace or add keys by section."""

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,6 +21,7 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import SFTConfig
 
+from run_config import SGD
 from tokenpriority import Client
 from tokenpriority_trainer import ColumnSource, LocalSource, PrioritySFTTrainer, Weighting
 
@@ -100,23 +102,38 @@ def command_line() -> list[str]:
     return [sys.executable, "-c", "from tokenpriority.cli import main; main()"]
 
 
-@contextmanager
-def serving(command_line: list[str], folder: Path, models: dict[str, Path]) -> Iterator[str]:
-    """The address of a real scoring server in a process of its own, its models not loaded yet."""
-    lines = ["[server]", "port = 0"]
+def begin_server(
+    command_line: list[str], folder: Path, models: dict[str, Path], port: int = 0
+) -> tuple[subprocess.Popen[str], str]:
+    """A real scoring server in a process of its own and its address, its models not loaded yet."""
+    lines = ["[server]", f"port = {port}"]
     for name, path in models.items():
         lines += [f"[models.{name}]", f'model = "{path}"', 'engine = "torch"', "threads = 1"]
     (folder / "server.toml").write_text("\n".join(lines), encoding="utf-8")
     command = [*command_line, "serve", "--config", str(folder / "server.toml")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        assert process.stdout is not None
-        said = list(iter_until(process.stdout, "listens on"))
-        found = re.search(r"http://\S+", said[-1]) if said else None
-        assert found, "".join(said)
-        # What the server writes on must be read, or it would one day stand still on a full pipe.
-        threading.Thread(target=process.stdout.read, daemon=True).start()
-        yield found[0]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    said = list(iter_until(process.stdout, "listens on"))
+    found = re.search(r"http://\S+", said[-1]) if said else None
+    assert found, "".join(said)
+    # What the server writes on must be read, or it would one day stand still on a full pipe.
+    threading.Thread(target=process.stdout.read, daemon=True).start()
+    return process, found[0]
+
+
+@contextmanager
+def serving(command_line: list[str], folder: Path, models: dict[str, Path]) -> Iterator[str]:
+    """The address of such a server, as long as the context is open."""
+    process, url = begin_server(command_line, folder, models)
+    with process:
+        yield url
         process.terminate()
+
+
+@pytest.fixture(scope="session")
+def begin(command_line: list[str]) -> Callable[..., tuple[subprocess.Popen[str], str]]:
+    """Begins a server of these models, at this port: its process, for the caller to end, and its address."""
+    return partial(begin_server, command_line)
 
 
 @pytest.fixture(scope="session")
@@ -221,22 +238,3 @@ def iter_until(lines: IO[str], what: str) -> Iterator[str]:
         yield line
         if what in line:
             return
-
-
-SGD: dict[str, Any] = {
-    "optim": "sgd",
-    "learning_rate": 1.0,
-    "lr_scheduler_type": "constant",
-    "max_grad_norm": 0.0,
-    "max_steps": 1,
-    "logging_steps": 1,
-    "save_strategy": "no",
-    "report_to": "none",
-    "disable_tqdm": True,
-    "use_cpu": True,
-    "bf16": False,
-    "gradient_checkpointing": False,
-    "max_length": None,
-    "dataloader_pin_memory": False,
-    "per_device_train_batch_size": 8,
-}

@@ -14,6 +14,7 @@ from run_config import assert_close, metrics, writer
 from tokenpriority import Calibration, Client
 from tokenpriority_trainer.config import load_config
 from tokenpriority_trainer.errors import ConfigError
+from tokenpriority_trainer.fetching import fetch_weights
 from tokenpriority_trainer.run import run
 
 Write = Callable[..., Path]
@@ -43,7 +44,8 @@ def test_a_run_takes_method_threshold_and_models_of_the_file(
     file = tmp_path / "ranked.json"
     calibration.save(file)
     two = {"max_steps": 2}
-    run(load_config(write("named", priorities={"url": server, "calibration": str(file)}, training=two)))
+    kept = {"calibration": str(file), "store": str(tmp_path / "weights.db")}
+    run(load_config(write("named", priorities={"url": server, **kept}, training=two)))
     said = {"url": server, "method": calibration.method, "params": calibration.params}
     run(load_config(write("said", priorities=said, training=two)))
     assert_close(tmp_path / "named", tmp_path / "said", atol=0)
@@ -54,6 +56,13 @@ def test_a_run_takes_method_threshold_and_models_of_the_file(
     assert (named["method"], named["params"]) == (calibration.method, calibration.params)
     assert named["fingerprints"] == calibration.fingerprints
     assert named["composition"][0] == f"{other['composition'][0]}, calibrated by {file}"
+
+    fetch_weights(load_config(write(priorities={"url": server, **kept}, training=two)))
+    run(load_config(write("alone", priorities=kept, training=two)), offline=True)
+    assert_close(tmp_path / "alone", tmp_path / "named", atol=0)
+    replace(calibration, fingerprints={**calibration.fingerprints, "base": "another"}).save(file)
+    with pytest.raises(ConfigError, match="model 'base' of fingerprint another, this run has model 'base' of"):
+        run(load_config(write("other", priorities=kept, training=two)), offline=True)
 
 
 @pytest.mark.parametrize(

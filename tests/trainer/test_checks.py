@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from accelerate.parallelism_config import ParallelismConfig  # type: ignore[import-untyped]
+from accelerate.parallelism_config import ParallelismConfig
 from datasets import Dataset
 
 from tokenpriority_trainer import ColumnSource, LocalSource

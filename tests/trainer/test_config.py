@@ -90,7 +90,10 @@ def test_whole_numbers_do_for_fractions(load: Any) -> None:
         (MINIMAL + "[extra]\n", "extra: Extra inputs are not permitted"),
         (MINIMAL.replace('path = "student"', 'path = "student"\ndevice = "cpu"'), "model.device: Extra inputs"),
         (MINIMAL.replace("[data]", "[dta]"), "data: Field required"),
-        (MINIMAL + "[priorities]\ndepth = 0", "priorities.depth: .* greater than or equal to 1, got 0"),
+        (
+            MINIMAL + "[priorities]\ndepth = 0",
+            "priorities.depth: must be 'auto' or a whole number of at least 1, got 0",
+        ),
         (
             MINIMAL + '[priorities]\ndenominator = "sum"',
             "denominator: .*'all', 'kept', 'by_sign' or 'sequences'.*got 'sum'",
@@ -114,8 +117,9 @@ def test_whole_numbers_do_for_fractions(load: Any) -> None:
             "priorities: calibration gives method and params; leave out params",
         ),
         (MINIMAL + "[priorities.local]\nrefresh = 0", "priorities.local.refresh: .*greater than or equal to 1, got 0"),
-        (MINIMAL + "[priorities]\ndepth = 3.0", "priorities.depth: Input should be a valid integer, got 3.0"),
-        (MINIMAL + "[priorities]\ndepth = true", "priorities.depth: Input should be a valid integer, got True"),
+        (MINIMAL + "[priorities]\ndepth = 3.0", "priorities.depth: must be .*, got 3.0"),
+        (MINIMAL + "[priorities]\ndepth = true", "priorities.depth: must be .*, got True"),
+        (MINIMAL + '[priorities]\ndepth = "8"', "priorities.depth: must be .*, got '8'"),
         (MINIMAL + '[model.lora]\nalpha = "8"', "model.lora.alpha: Input should be a valid number, got '8'"),
         (MINIMAL + "=", "not valid TOML"),
     ],

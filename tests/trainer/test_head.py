@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import copy
-import os
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from trl.trainer.utils import add_fused_lm_head
 
 from live_truth import Rows, Update, assert_same, moved
-from run_config import assert_close, writer
 from tokenpriority.evidence import Evidence
+from tokenpriority.methods import Negatives
 from tokenpriority_trainer import ColumnSource, PrioritySFTTrainer, Weighting, kernel
-from tokenpriority_trainer.config import load_config
 from tokenpriority_trainer.errors import ConfigError, WeightError
-from tokenpriority_trainer.head import WeightedHead, add_weighted_head, use_weighted_head
-from tokenpriority_trainer.run import run
+from tokenpriority_trainer.head import WeightedHead, add_weighted_head
+from tokenpriority_trainer.libraries import Library, add_library_head, beyond
+from tokenpriority_trainer.student import Pass, forward, forward_library, forward_weighted
 from whole_logits import COUNTS, WEIGHTS, naive
 
 
@@ -49,38 +46,123 @@ def causal(kind: str) -> Any:
     name, changes = kinds[kind]
     torch.manual_seed(0)
     config = getattr(tf, f"{name}Config")(**{**sizes, **changes})
-    return getattr(tf, f"{name}ForCausalLM")(config).float()
+    model = getattr(tf, f"{name}ForCausalLM")(config).float()
+    if model.get_output_embeddings().bias is not None:
+        torch.nn.init.normal_(model.get_output_embeddings().bias)
+    return model
 
 
+KINDS = ["untied", "tied", "bias", "capped", "multiplied", "divided"]
+MODULES: dict[Library, str] = {
+    "liger": "liger_kernel.ops.fused_linear_scaled_cross_entropy",
+    "cce": "cut_cross_entropy",
+}
+Found = tuple[torch.Tensor, Pass]
+
+
+def batch_and_weights() -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Ids and labels (3, 9), part of them ignored; weights (3, 8) of both signs and 0."""
+    ids = torch.randint(1, 60, (3, 9), generator=torch.Generator().manual_seed(1))
+    ignored = torch.rand(ids.shape, generator=torch.Generator().manual_seed(2)) < 0.2
+    weights = torch.tensor(WEIGHTS * 4)[:24].reshape(3, 8).masked_fill(ignored[:, 1:], 0.0)
+    return {"input_ids": ids, "labels": torch.where(ignored, -100, ids)}, weights
+
+
+def weighted_pass(which: str, model: Any, negatives: Negatives) -> Found:
+    """The loss of a pass of the trainer's, and the pass."""
+    batch, weights = batch_and_weights()
+    head = WeightedHead(weights, as_they_are, COUNTS, negatives, "all")
+    if which == "chunked":
+        add_weighted_head(model)
+        passed = forward_weighted(model, batch, head)
+        assert passed.loss is not None
+        return passed.loss, passed
+    if which == "liger" or which == "cce":
+        add_library_head(model, cast(Library, which))
+        passed = forward_library(model, batch)
+    else:
+        add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
+        passed = forward(model, batch, signals=(), distribution=False, router=False)
+    return head.loss(weights, passed.log_probs, passed.log_probs), passed
+
+
+def whole_logits(model: Any, negatives: Negatives) -> Found:
+    """The same of a model's own logits, in their dtype."""
+    batch, weights = batch_and_weights()
+    logits, targets = model(input_ids=batch["input_ids"]).logits[:, :-1], batch["labels"][:, 1:]
+    mask = targets != -100
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    loss = naive(wide[mask], targets[mask], weights[mask].to(wide.dtype), negatives, 40, 40)
+    log_probs = torch.log_softmax(wide, -1).gather(-1, targets.clamp(min=0)[..., None])[..., 0].masked_fill(~mask, 0)
+    return loss, Pass(log_probs, mask, (logits.argmax(-1) == targets) & mask, Evidence(log_probs))
+
+
+def error(model: Any, truth: Any) -> float:
+    """The largest difference of any entry of any gradient, over the largest gradient."""
+    pairs = list(zip(model.parameters(), truth.parameters(), strict=True))
+    size = max(other.grad.abs().max().item() for _, other in pairs)
+    return float(max((mine.grad.double() - other.grad).abs().max().item() for mine, other in pairs) / size)
+
+
+def assert_as_in_float64(which: str, model: Any, negatives: Negatives) -> None:
+    """The loss of a pass, its gradients and what it says of the tokens, against the model's own logits in float64."""
+    truth = copy.deepcopy(model).double()
+    loss, passed = weighted_pass(which, model, negatives)
+    loss.backward()
+    expected, other = whole_logits(truth, negatives)
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert error(model, truth) < 1e-5
+    torch.testing.assert_close(passed.log_probs.double(), other.log_probs, rtol=0, atol=1e-5)
+    if passed.is_top1 is not None and other.is_top1 is not None:
+        assert torch.equal(passed.is_top1, other.is_top1)
+    assert torch.equal(passed.label_mask, other.label_mask)
+
+
+@pytest.mark.parametrize("negatives", ["unlikelihood", "ascent"])
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("kind", ["untied", "tied", "bias", "capped", "multiplied", "divided"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("which", ["chunked", "trl"])
 def test_a_models_loss_and_gradients_are_those_of_its_own_logits(
-    kind: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+    which: str, kind: str, checkpointing: bool, negatives: Negatives, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kernel, "chunk_rows", lambda *_: 5)
     model = causal(kind).train()
-    truth = copy.deepcopy(model).double()
-    ids = torch.randint(1, 60, (3, 9), generator=torch.Generator().manual_seed(1))
-    labels = torch.where(torch.rand(ids.shape, generator=torch.Generator().manual_seed(2)) < 0.2, -100, ids)
-    weights = torch.tensor(WEIGHTS * 4)[:24].reshape(3, 8)
     if checkpointing:
         model.gradient_checkpointing_enable()
-    add_weighted_head(model)
-    head = WeightedHead(weights, as_they_are, COUNTS, "unlikelihood", "all")
-    out = model(input_ids=ids, labels=labels, weighted_head=head)
-    out.loss.backward()
-    logits, mask = truth(input_ids=ids).logits[:, :-1], labels[:, 1:] != -100
-    expected = naive(logits[mask], labels[:, 1:][mask], weights[mask].double(), "unlikelihood", 40, 40)
-    expected.backward()
-    assert out.loss.item() == pytest.approx(expected.item(), rel=1e-5)
-    size = max(p.grad.abs().max().item() for p in truth.parameters() if p.grad is not None)
-    for (name, mine), other in zip(model.named_parameters(), truth.parameters(), strict=True):
-        error = (mine.grad.double() - other.grad).abs().max().item() / size
-        assert error < 1e-5, name
-    top = (logits.argmax(-1) == labels[:, 1:]) & mask
-    assert torch.equal(out.is_top1, top)
-    assert torch.equal(out.label_mask, mask)
-    assert (out.log_probs[~mask] == 0).all()
+    assert_as_in_float64(which, model, negatives)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # which torch.compile, in CCE, looks at
+@pytest.mark.parametrize("library", MODULES)
+def test_so_are_those_by_a_library_in_its_own_torch(library: Library) -> None:
+    pytest.importorskip(MODULES[library], exc_type=ImportError)
+    tried = []
+    for kind in KINDS:
+        if beyond(library, causal(kind)) is None:
+            tried.append(kind)
+            for negatives in get_args(Negatives):
+                assert_as_in_float64(library, causal(kind).train(), negatives)
+    assert tried == [kind for kind in KINDS if kind != "bias" and (library, kind) != ("liger", "capped")]
+
+
+@pytest.mark.parametrize("negatives", ["unlikelihood", "ascent"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("which", ["chunked", "trl"])
+def test_under_bfloat16_autocast_a_model_is_as_near_the_truth_as_with_whole_logits(
+    which: str, kind: str, negatives: Negatives
+) -> None:
+    model, theirs, truth = causal(kind).train(), causal(kind).train(), causal(kind).train().double()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = weighted_pass(which, model, negatives)
+        alike, _ = whole_logits(theirs, negatives)
+    expected, _ = whole_logits(truth, negatives)
+    for each in (loss, alike, expected):
+        each.backward()
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(expected.item(), rel=5e-3)
+    assert error(model, theirs) < 0.02
+    assert error(model, truth) < 1.5 * error(theirs, truth)
 
 
 @pytest.fixture
@@ -142,27 +224,6 @@ def test_a_micro_batch_without_weight_or_label_is_fine(trained: Any, make_model:
     assert_same(mine, theirs)
 
 
-REFUSED: dict[str, tuple[Weighting, str]] = {
-    "micro-batch": (Weighting.of("focal"), "'focal' decides over a batch"),
-    "signals": (Weighting.of("eaft"), "'eaft' reads more than the student's log-prob and entropy: .*entropy_top20"),
-    "neighbours": (Weighting.of("profit", {"mode": "random"}), "'profit' reads more than .*token ids"),
-    "losses": (Weighting.of("gem"), "'gem' reads labels or the prompt, or gives losses"),
-    "deferred": (Weighting.of("dft", denominator="kept"), "'kept' with a live method"),
-}
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_needs_trls_head_is_refused_by_name_and_falls_back_under_auto(
-    name: str, make_trainer: Any, weighted: Any
-) -> None:
-    rule, what = REFUSED[name]
-    trainer = make_trainer(weighted(1.0), rule)
-    with pytest.raises(ConfigError, match=f"kernel: 'chunked' cannot be had here: .*{what}"):
-        use_weighted_head("chunked", trainer)
-    assert not use_weighted_head("auto", trainer)
-    assert not use_weighted_head("trl", trainer)
-
-
 def test_a_head_that_multiplies_otherwise_is_refused(make_model: Any) -> None:
     class Other(torch.nn.Linear):
         pass
@@ -180,18 +241,3 @@ def test_weights_for_another_number_of_positions_are_refused() -> None:
     head = WeightedHead(torch.ones(1, 3), as_they_are, COUNTS, "ascent", "all")
     with pytest.raises(WeightError, match="scored 5 positions, weights are for 4"):
         model(input_ids=ids, labels=ids, weighted_head=head)
-
-
-@pytest.mark.slow
-def test_two_processes_take_the_step_of_one_on_trls_head(save_student: Any, text: str, tmp_path: Path) -> None:
-    write = writer(tmp_path, save_student(tmp_path / "student"), text)
-    sgd = {"max_steps": 2, "optim": "sgd", "learning_rate": 1.0, "lr_scheduler_type": "constant"}
-    run(load_config(write("one", training=sgd)))
-    two = write("two", priorities={"kernel": "chunked"}, training={**sgd, "gradient_accumulation_steps": 1})
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*launch, "-m", "tokenpriority_trainer", str(two)], capture_output=True, text=True, timeout=280, env=environment
-    )
-    assert done.returncode == 0, done.stderr
-    assert_close(tmp_path / "two", tmp_path / "one", atol=1e-5)

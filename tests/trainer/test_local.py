@@ -99,6 +99,10 @@ def test_a_copy_that_does_not_fit_is_refused(
         FrozenCopies(reference=str(folder)).load(["reference"], student, other)
     with pytest.raises(ConfigError, match=r"local\.refresh: must be at least 1, got 0"):
         FrozenCopies(refresh=0)
+    for parameter in student.parameters():
+        torch.nn.init.zeros_(parameter)
+    with pytest.raises(ConfigError, match=r"local\.base: its weights are all 0"):
+        FrozenCopies(base=copy.deepcopy(student)).load(["base"], student, tokenizer)
 
 
 @pytest.mark.parametrize(

@@ -83,9 +83,8 @@ def test_a_model_that_is_loading_is_waited_for(
     assert capsys.readouterr().err == f"waiting for {url} to load 'reference'\n"
 
 
-def test_waiting_ends(loading: tuple[str, list[bool]], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight, "WAIT_SECONDS", 0.0)
+def test_waiting_ends(loading: tuple[str, list[bool]]) -> None:
     url, states = loading
     states += [False]
     with pytest.raises(Unavailable, match="the server is still loading 'reference' after 0 seconds"):
-        wait_for_models(PrioritiesSection(url=url), ["reference"])
+        wait_for_models(PrioritiesSection(url=url, patience=0.0), ["reference"])

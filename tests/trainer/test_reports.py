@@ -8,12 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from datasets import Dataset
 from trl import SFTTrainer
 
 from tokenpriority.composition import Schedule
+from tokenpriority.evidence import Evidence
 from tokenpriority_trainer import Weighting
 from tokenpriority_trainer.errors import Diverged, NothingToLearn, WeightError
+from tokenpriority_trainer.metrics import SignMetrics
+from tokenpriority_trainer.student import Pass
 
 Rows = list[dict[str, Any]]
 Make = Callable[..., Any]
@@ -51,6 +55,14 @@ def test_metrics_are_split_by_sign(make_trainer: Make, make_model: Any, signed: 
     assert found["kept_share"] == pytest.approx(1 - counts["zero"] / sum(counts.values()), rel=1e-6)
     assert found["num_tokens"] == sum(len(row["input_ids"]) for row in signed)
     assert found["tokens_per_second"] > 0
+
+
+def test_what_a_kernel_does_not_give_is_left_out() -> None:
+    metrics, weights, logprob = SignMetrics(), torch.tensor([[1.0, -1.0, 0.0]]), torch.tensor([[-2.0, -3.0, -4.0]])
+    metrics.add(Pass(logprob, weights < 2, None, Evidence(logprob=logprob)), weights, weights)
+    report = metrics.drain(Accelerator(cpu=True), 0.0)
+    assert (report["nll_pos"], report["nll_neg"], report["negative_share"]) == (2.0, 3.0, 0.5)
+    assert report.keys().isdisjoint({"entropy", "mean_token_accuracy"})
 
 
 def test_a_mean_over_no_token_is_left_out(make_trainer: Make, weighted: Any) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
 from transformers import AutoTokenizer
@@ -61,6 +62,7 @@ def test_the_command_trains_from_a_file(
     assert summary["tokens"] == steps[-1]["num_tokens"] > 0
     assert summary["wait_seconds"] == pytest.approx(sum(line["wait_seconds"] for line in steps), rel=1e-4)
     assert summary["fingerprints"] == {"reference": summary["fingerprint"]}
+    assert summary["kernel"] == "chunked"
     assert summary["composition"] == [
         "priority: prift_mass v1 {tau: 0.2, ties: strict, source: reference} from reference",
         "labels: spans laid over",
@@ -70,6 +72,12 @@ def test_the_command_trains_from_a_file(
     before, after = parameters(student), parameters(out)
     assert any(not torch.equal(before[name], value) for name, value in after.items())
     assert AutoTokenizer.from_pretrained(out)("import json")["input_ids"]
+
+
+def answered_tokens(server: str) -> float:
+    """Tokens of all sequences the server has answered, from its store or not."""
+    lines = httpx.get(f"{server}/metrics", trust_env=False).raise_for_status().text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("tokenpriority_tokens_total{"))
 
 
 @pytest.mark.slow
@@ -84,10 +92,13 @@ def test_the_command_trains_from_a_file(
 def test_two_processes_take_the_step_of_one(
     write: Write, server: str, tmp_path: Path, priorities: dict[str, Any]
 ) -> None:
-    """Steps on the same global batches, their documents of unlike length and weight, split over two processes."""
+    """Two epochs of the same global batches, their documents of unlike length and weight, split over two processes;
+    together these ask about every document once an epoch."""
     priorities = {"url": server, **priorities}
-    sgd = {"max_steps": 4, "optim": "sgd", "learning_rate": 1.0, "lr_scheduler_type": "constant"}
+    sgd = {"max_steps": 6, "optim": "sgd", "learning_rate": 1.0, "lr_scheduler_type": "constant"}
+    asked = [answered_tokens(server)]
     run(load_config(write("one", priorities=priorities, training=sgd)))
+    asked.append(answered_tokens(server))
     two = write("two", priorities=priorities, training={**sgd, "gradient_accumulation_steps": 1})
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -95,11 +106,16 @@ def test_two_processes_take_the_step_of_one(
         [*launch, "-m", "tokenpriority_trainer", str(two)], capture_output=True, text=True, timeout=280, env=environment
     )
     assert done.returncode == 0, done.stderr
+    asked.append(answered_tokens(server))
     assert_close(tmp_path / "two", tmp_path / "one", atol=1e-5)
     one, both = metrics(tmp_path / "one"), metrics(tmp_path / "two")
     same = ("step", "loss", "nll_pos", "nll_neg", "negative_share", "kept_share", "num_tokens", "grad_norm")
     for alone, shared in zip(one, both, strict=True):
         assert {k: shared[k] for k in same} == pytest.approx({k: alone[k] for k in same}, rel=1e-4)
+    by_one, by_two = asked[1] - asked[0], asked[2] - asked[1]
+    preflight = by_two - by_one  # which each process makes
+    assert 0 < preflight < by_one / 2
+    assert by_one - preflight == both[-1]["num_tokens"]
 
 
 def test_resume_goes_on_from_the_last_checkpoint(write: Write, server: str, tmp_path: Path) -> None:

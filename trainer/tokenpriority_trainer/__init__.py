@@ -5,6 +5,7 @@ command.py     `tokenpriority train`, `python -m tokenpriority_trainer`
 run.py         a configuration, run
 trainer.py     PrioritySFTTrainer: where weights enter TRL's loop
 source.py      where weights come from
+store.py       scores kept on this machine
 weighting.py   how weights become a loss
 local.py       frozen copies of models beside the student
 loss.py        the loss itself
@@ -17,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tokenpriority_trainer.guard import Guard
     from tokenpriority_trainer.local import FrozenCopies
-    from tokenpriority_trainer.source import ColumnSource, LocalSource, PrioritySource, ServerSource
+    from tokenpriority_trainer.source import ColumnSource, LocalSource, PrioritySource, ServerSource, StoredSource
+    from tokenpriority_trainer.store import Store
     from tokenpriority_trainer.trainer import PrioritySFTTrainer
     from tokenpriority_trainer.weighting import Weighting
 
@@ -29,6 +31,8 @@ __all__ = [
     "PrioritySFTTrainer",
     "PrioritySource",
     "ServerSource",
+    "Store",
+    "StoredSource",
     "Weighting",
 ]
 
@@ -40,6 +44,8 @@ _HOME = {
     "PrioritySFTTrainer": "trainer",
     "PrioritySource": "source",
     "ServerSource": "source",
+    "Store": "store",
+    "StoredSource": "source",
     "Weighting": "weighting",
 }
 

@@ -24,7 +24,7 @@ def load_calibration(settings: PrioritiesSection) -> Calibration | None:
     """
     if settings.calibration is None:
         return None
-    if settings.url is None:
+    if settings.url is None and settings.store is None:
         raise ConfigError("priorities.calibration: holds for the models of a server only; set priorities.url")
     try:
         return Calibration.load(settings.calibration)

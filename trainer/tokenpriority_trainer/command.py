@@ -21,15 +21,30 @@ def train(
     allow_changes: Annotated[
         bool, typer.Option("--allow-changes", help="With --resume: go on though models or settings have changed.")
     ] = False,
+    fetch: Annotated[
+        bool, typer.Option("--fetch", help="Bring the weights of all the data into the store, and train nothing.")
+    ] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Take all weights from the store; no server is asked for anything.")
+    ] = False,
 ) -> None:
     """Fine-tune a model with a signed priority on every token."""
     from tokenpriority_trainer.config import load_config
+    from tokenpriority_trainer.errors import ConfigError
 
     try:
         settings = load_config(config)
-        from tokenpriority_trainer.run import run
+        if fetch:
+            for name, given in (("--resume", resume), ("--allow-changes", allow_changes), ("--offline", offline)):
+                if given:
+                    raise ConfigError(f"--fetch: asks the server and trains nothing, so it does not go with {name}")
+            from tokenpriority_trainer.fetching import fetch_weights
 
-        run(settings, resume=resume, allow_changes=allow_changes)
+            fetch_weights(settings)
+        else:
+            from tokenpriority_trainer.run import run
+
+            run(settings, resume=resume, allow_changes=allow_changes, offline=offline)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("tokenpriority"):
             raise  # a bug of ours, not a missing library

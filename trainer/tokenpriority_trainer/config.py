@@ -17,12 +17,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_core import PydanticCustomError
 
 from tokenpriority.composition import CLIP_LIMIT, Clip, Schedule, is_clip
+from tokenpriority.depth import DEPTH_LIMIT, Wanted, is_depth
 from tokenpriority.methods import Denominator, Negatives
 from tokenpriority_trainer.errors import ConfigError
 from tokenpriority_trainer.guard import Guard
 
 if TYPE_CHECKING:
     from trl import SFTConfig
+
+Kernel = Literal["auto", "trl", "chunked", "liger", "cce"]
+"""Where the lm head and the loss are computed: TRL's fused head; our own, which makes loss and gradients at once; on a
+GPU, Liger's or Apple's CCE. `auto` is our own where it is measured to be worth it and can be had, else TRL's."""
 
 
 class _Section(BaseModel):
@@ -87,8 +92,12 @@ class PrioritiesSection(_Section):
     """Its parameters."""
     calibration: str | None = Field(None, min_length=1)
     """A file of `Calibration.save`, which gives method and parameters instead, for the models it was made with."""
-    depth: int = Field(8, ge=1)
-    """Batches whose weights are fetched ahead of training."""
+    depth: Wanted = "auto"
+    """Batches whose weights are fetched ahead of training; "auto" measures how many are needed."""
+    store: str | None = Field(None, min_length=1)
+    """A file in which the server's answers are kept, so that no document is asked about twice; see `store.py`."""
+    patience: float = Field(600.0, ge=0)
+    """Seconds for which a server that is away, or loading at the start, is waited for."""
     tokenizers: Literal["same", "project"] = "same"
     """Whether the server's model must share the student's tokenizer, or its scores are projected through the text."""
     student: str | None = None
@@ -107,8 +116,8 @@ class PrioritiesSection(_Section):
     """Least and greatest weight after the schedule."""
     denominator: Denominator | None = None
     """Which count divides the loss; the method's by default."""
-    kernel: Literal["trl", "chunked", "auto"] = "trl"
-    """Where the loss is computed: TRL's head, our own, which makes loss and gradients at once, or that where it can."""
+    kernel: Kernel = "auto"
+    """Where the loss is computed."""
     local: LocalSection | None = None
 
     @model_validator(mode="before")
@@ -118,6 +127,20 @@ class PrioritiesSection(_Section):
         if beside and given.get("calibration") is not None:
             raise PydanticCustomError("calibration", f"calibration gives method and params; leave out {beside[0]}")
         return given
+
+    @model_validator(mode="before")
+    @classmethod
+    def _stored_by_token(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("store") is not None and given.get("tokenizers") == "project":
+            raise PydanticCustomError("store", "store keeps scores of the student's own tokens; leave out tokenizers")
+        return given
+
+    @field_validator("depth", mode="before")
+    @classmethod
+    def _at_least_one(cls, depth: Any) -> Any:
+        if not is_depth(depth):
+            raise PydanticCustomError("depth", DEPTH_LIMIT)
+        return depth
 
     @field_validator("clip")
     @classmethod

@@ -1,7 +1,7 @@
 """A model's forward pass that ends in the weighted loss: `model(..., labels=labels, weighted_head=...)`.
 
 The way in is the model's own forward, so that DDP, autocast, PEFT and gradient checkpointing wrap it as they wrap any
-other. Knows where a model keeps its lm head, what it does to its logits, and which trainings `kernel.py` cannot serve.
+other; `libraries.py` takes the same way. Knows where a model keeps its lm head and what it does to its logits.
 
 Shapes: R rows, C columns of the batch; n tokens; what is (R, C - 1) speaks of token i + 1.
 """
@@ -12,25 +12,19 @@ import functools
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers.utils.generic import ModelOutput
 
-from tokenpriority.errors import InvalidParameter
 from tokenpriority.evidence import Evidence
-from tokenpriority.methods import Denominator, Inputs, Negatives
+from tokenpriority.methods import Denominator, Negatives
 from tokenpriority_trainer.documents import IGNORED
 from tokenpriority_trainer.errors import ConfigError, WeightError
 from tokenpriority_trainer.kernel import Shaping, charged, scored
-from tokenpriority_trainer.live import LiveMethod, Part
 from tokenpriority_trainer.loss import penalty, weighted_loss
-from tokenpriority_trainer.weighting import Weighting
-
-Kernel = Literal["trl", "chunked", "auto"]
-"""Where the loss is computed: TRL's fused lm head, `kernel.py`, or the latter where it can."""
 
 HALF = "float16 cannot hold the gradients of a loss that is not scaled yet; use bfloat16"
 
@@ -56,9 +50,9 @@ class WeightedHead:
 
 
 @dataclass
-class WeightedOutput(ModelOutput):
-    """What the pass gives: the loss, and of each token, (R, C - 1), without gradient, 0 or False where the label is
-    ignored, the other fields."""
+class HeadOutput(ModelOutput):
+    """What the pass gives: the loss, and of each token, (R, C - 1), 0 or False where the label is ignored, the other
+    fields. Those have no gradient; without a loss, `log_probs` has one. None is what the kernel does not give."""
 
     loss: Tensor | None = None
     log_probs: Tensor | None = None
@@ -75,13 +69,17 @@ def add_weighted_head(model: Any) -> None:
     reason = unfit(model)
     if reason is not None:
         raise ConfigError(f"kernel: 'chunked' does not go with this model: {reason}")
+    extend(model, "weighted_head", _run)
+
+
+def extend(model: Any, name: str, run: Callable[..., HeadOutput]) -> None:
+    """Give a model's forward the argument `name`: unless it is None, `run(model, value, ...)` answers in its place."""
     original = model.forward
 
     @functools.wraps(type(model).forward)  # `generate` and the trainer read the signature
-    def forward(self: Any, *args: Any, weighted_head: WeightedHead | None = None, **kwargs: Any) -> Any:
-        if weighted_head is None:
-            return original(*args, **kwargs)
-        return _run(self, weighted_head, *args, **kwargs)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        value = kwargs.pop(name, None)
+        return original(*args, **kwargs) if value is None else run(self, value, *args, **kwargs)
 
     model.forward = types.MethodType(forward, model)
 
@@ -92,57 +90,6 @@ def unfit(model: Any) -> str | None:
     if type(head) is not torch.nn.Linear:  # a subclass may multiply otherwise, as quantised heads do
         return f"its lm head is {type(head).__name__}, not Linear"
     return HALF if head.weight.dtype == torch.float16 else None
-
-
-def use_weighted_head(kernel: Kernel, trainer: Any) -> bool:
-    """Whether this trainer's loss comes from `kernel.py`; its model is then given the weighted head.
-
-    `trl`: no; `auto`: where it can; `chunked`: ConfigError with the reason where it cannot.
-    """
-    if kernel == "trl":
-        return False
-    model = trainer.model.get_base_model() if hasattr(trainer.model, "get_base_model") else trainer.model
-    reason = _obstacle(trainer) or unfit(model)
-    if kernel == "chunked" and reason is not None:
-        raise ConfigError(f"kernel: 'chunked' cannot be had here: {reason}; set 'trl', or 'auto', which falls back")
-    if reason is None:
-        add_weighted_head(model)
-    return reason is None
-
-
-def _obstacle(trainer: Any) -> str | None:
-    """What in a trainer's settings needs TRL's head; None if nothing does."""
-    rule: Weighting = trainer.weighting
-    settings = {
-        "the routers' loss of a mixture of experts": trainer.aux_loss_enabled,
-        "denominator 'kept' with a live method": rule.deferred,
-        "FSDP, which shards the lm head": trainer.is_fsdp_enabled,
-        "DeepSpeed, which may shard the lm head": trainer.is_deepspeed_enabled,
-        "torch_compile": trainer.args.torch_compile,
-        "several devices in one process": trainer.args.n_gpu > 1,
-    }
-    found = next((name for name, there in settings.items() if there), None)
-    if found is not None:
-        return f"{found} needs TRL's head"
-    if trainer.args.fp16:
-        return HALF
-    return next((reason for part, method in rule.live if (reason := _beyond_a_token(part, method))), None)
-
-
-def _beyond_a_token(part: Part, method: LiveMethod) -> str | None:
-    """Why a live method cannot weigh a token by the student's logprob and entropy on it alone; None if it can."""
-    name = f"method {method.method.name!r}"
-    own = part == "method" and (method.method.labels == "inside" or method.method.sign == "signed")
-    if method.method.loss is not None or own or method.method.reads_prompt:
-        return f"{name} reads labels or the prompt, or gives losses"
-    if method.method.scope != "token":
-        return f"{name} decides over a {method.method.scope}, not token by token"
-    one = torch.ones(1, 1)
-    try:  # what a formula reads of the options it was given, only the formula knows
-        method.weigh(Inputs(one > 0, student=Evidence(logprob=-one, entropy=one)))
-    except InvalidParameter as missing:
-        return f"{name} reads more than the student's log-prob and entropy: {missing}"
-    return None
 
 
 def check_width(columns: int, wanted: int) -> None:
@@ -166,40 +113,50 @@ def shaping(config: Any) -> Shaping:
     return Shaping(1.0 if scale is None else scale, getattr(text, "final_logit_softcapping", None))
 
 
-def _run(model: Any, head: WeightedHead, *args: Any, labels: Tensor, **kwargs: Any) -> WeightedOutput:
+def final_states(model: Any, labels: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor, Any]:
+    """Hidden states (R, C, H), targets and their mask (R, C - 1), and the lm head, all on the head's device.
+
+    Raises WeightError as `check_width`, ConfigError for a head of which only a part is here.
+    """
     hidden = model.base_model(*args, **{**kwargs, "use_cache": False}).last_hidden_state
-    check_width(hidden.shape[1], head.static.shape[1] + 1)
+    check_width(hidden.shape[1], labels.shape[1])
     linear = model.get_output_embeddings()  # looked up anew: wrappers replace it
-    weight, bias = _whole(linear.weight), linear.bias
-    shape, device = shaping(model.config), weight.device
-    hidden, targets, static = hidden.to(device), labels[:, 1:].to(device), head.static.to(device)
-    mask = targets != IGNORED
+    _check_whole(linear.weight)
+    device = linear.weight.device
+    targets = labels[:, 1:].to(device)
+    return hidden.to(device), targets, targets != IGNORED, linear
+
+
+def _run(model: Any, head: WeightedHead, *args: Any, labels: Tensor, **kwargs: Any) -> HeadOutput:
+    check_width(labels.shape[1], head.static.shape[1] + 1)
+    hidden, targets, mask, linear = final_states(model, labels, *args, **kwargs)
+    weight, bias, shape = linear.weight, linear.bias, shaping(model.config)
+    static = head.static.to(weight.device)
     kept, rest = mask & (static != 0), mask & (static == 0)
     weights = static[kept]
 
     def charge(rows: slice, logprob: Tensor, entropy: Tensor) -> Tensor:
         return head.loss(weights[rows], logprob, entropy)
 
-    loss, trained = charged(_rows(hidden, kept), weight, bias, targets[kept], charge, shape)
-    read = scored(_rows(hidden, rest), weight, bias, targets[rest], shape)
+    loss, trained = charged(rows_of(hidden, kept), weight, bias, targets[kept], charge, shape)
+    read = scored(rows_of(hidden, rest), weight, bias, targets[rest], shape)
     pairs = zip(trained, read, strict=True)
-    logprob, entropy, is_top1 = (_placed(kept, one) + _placed(rest, other) for one, other in pairs)
-    return WeightedOutput(loss, logprob, entropy, is_top1, mask)
+    logprob, entropy, is_top1 = (placed(kept, one) + placed(rest, other) for one, other in pairs)
+    return HeadOutput(loss, logprob, entropy, is_top1, mask)
 
 
-def _whole(weight: Tensor) -> Tensor:
+def _check_whole(weight: Tensor) -> None:
     """Raises ConfigError for a weight of which only a part is here: the gradient's other parts would be lost."""
     if isinstance(weight, DTensor) or weight.numel() == 0:
-        raise ConfigError("kernel: 'chunked' needs the whole lm head on each process, and it is sharded; use 'trl'")
-    return weight
+        raise ConfigError("kernel: needs the whole lm head on each process, and it is sharded; set 'trl'")
 
 
-def _rows(hidden: Tensor, chosen: Tensor) -> Tensor:
+def rows_of(hidden: Tensor, chosen: Tensor) -> Tensor:
     """(n, H): the rows of hidden (R, C, H) that predict the tokens chosen (R, C - 1)."""
     index = torch.nn.functional.pad(chosen, (0, 1)).flatten().nonzero()[:, 0]
     return hidden.flatten(0, 1).index_select(0, index)
 
 
-def _placed(chosen: Tensor, values: Tensor) -> Tensor:
+def placed(chosen: Tensor, values: Tensor) -> Tensor:
     """(n,) -> (R, C - 1), 0 where not chosen."""
     return values.new_zeros(chosen.shape).masked_scatter(chosen, values)

@@ -18,9 +18,9 @@ from trl import SFTConfig
 from tokenpriority_trainer.config import Config
 from tokenpriority_trainer.loading import load_rows
 
-ELSEWHERE = {"url", "api_key_env", "depth", "calibration"}
-"""Keys of `[priorities]` that say where or how early weights are fetched; a calibration's content is its method's
-parameters, and the models it holds for are among the fingerprints."""
+ELSEWHERE = {"url", "api_key_env", "depth", "store", "patience", "calibration"}
+"""Keys of `[priorities]` that say where, how early or how patiently weights are fetched; a calibration's content is its
+method's parameters, and the models it holds for are among the fingerprints."""
 
 TRAINING = (
     "seed",

@@ -76,7 +76,7 @@ class _Chunk(NamedTuple):
 
 def chunk_rows(vocabulary: int, device: torch.device) -> int:
     """Rows whose logits are computed together. Each chunk reads the lm head anew, which few rows do not repay."""
-    least = 256 if device.type == "cpu" else 1024
+    least = 192 if device.type == "cpu" else 1024
     return max(least, BUFFER_BYTES // (4 * vocabulary))
 
 
@@ -114,7 +114,7 @@ def scored(
 ) -> Scored:
     """The rows' scores alone: one product with the lm head, no gradient. Arguments as for `charged`."""
     size = rows or chunk_rows(weight.shape[0], hidden.device)
-    matrix, offset = _factors(hidden, weight, bias)
+    matrix, offset = factors(hidden, weight, bias)
     chunks = _chunks(hidden, matrix, offset, targets, shaping or Shaping(), size)
     return _joined([chunk.scored for chunk in chunks], matrix)
 
@@ -133,7 +133,7 @@ class _ChargedHead(torch.autograd.Function):
         shaping: Shaping,
         size: int,
     ) -> tuple[Tensor, ...]:
-        matrix, offset = _factors(hidden, weight, bias)
+        matrix, offset = factors(hidden, weight, bias)
         into = _Gradients(hidden, matrix, offset, ctx.needs_input_grad)
         loss = torch.zeros((), dtype=_wide(matrix.dtype), device=hidden.device)
         found: list[Scored] = []
@@ -181,7 +181,7 @@ class _Gradients:
             self.bias += gradient.sum(0, dtype=self.bias.dtype)
 
 
-def _factors(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def factors(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """The head in the dtype of products: autocast's where it is on, else that of `hidden`."""
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype

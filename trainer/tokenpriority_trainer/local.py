@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from tokenpriority_trainer.errors import ConfigError
+from tokenpriority_trainer.sharding import read_by_all
 
 REFRESH = 8
 """Optimiser steps from one snapshot of the student to the next: PSFT's batch of 64 in mini-batches of 8."""
@@ -25,7 +26,7 @@ class FrozenCopies:
     dtype.
 
     `reference` and `base` are folders, hub names or models. Raises ConfigError if one cannot be loaded, has another
-    vocabulary than the student, or comes with a tokenizer that differs from the student's.
+    vocabulary than the student, comes with a tokenizer that differs from the student's, or has weights of 0 alone.
     """
 
     def __init__(self, *, reference: Any = None, base: Any = None, refresh: int = REFRESH) -> None:
@@ -90,10 +91,16 @@ def _loaded(role: str, given: Any, student: Any, tokenizer: PreTrainedTokenizerB
     if given is student:
         raise ConfigError(f"priorities.local.{role}: is the student itself, which does not stay as it is; give a copy")
     if not isinstance(given, str):
+        if not any(bool(parameter.any()) for parameter in given.parameters()):
+            raise ConfigError(
+                f"priorities.local.{role}: its weights are all 0, as they are on all processes but the first under "
+                "FSDP's cpu_ram_efficient_loading; give its path, not the model"
+            )
         return given
     attention = student.config._attn_implementation
     try:
-        model = AutoModelForCausalLM.from_pretrained(given, attn_implementation=attention, trust_remote_code=False)
+        with read_by_all():
+            model = AutoModelForCausalLM.from_pretrained(given, attn_implementation=attention, trust_remote_code=False)
         its = AutoTokenizer.from_pretrained(given, trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = str(error.__cause__ or error).strip().partition("\n")[0]

@@ -16,14 +16,13 @@ from torch import Tensor
 from tokenpriority_trainer.errors import Diverged
 from tokenpriority_trainer.student import Pass
 
-_SUMS = ("nll_pos", "nll_neg", "pos", "neg", "valid", "kept", "weight_pos", "weight_neg", "entropy", "correct")
-
 
 class SignMetrics:
     """Sums since the last `drain`, and totals since the start of training."""
 
     def __init__(self) -> None:
         self._parts: list[Tensor] = []
+        self._names: tuple[str, ...] = ()
         self._tokens = 0
         self._since = time.perf_counter()
         self._waited = 0.0
@@ -46,27 +45,30 @@ class SignMetrics:
         Both (R, C - 1); `weights` are the priorities after schedule and clip.
         """
         nll, mask = -passed.log_probs.detach(), passed.label_mask
-        entropy = cast(Tensor, passed.evidence.entropy)[:, 1:]
         pos, neg, zero = priorities > 0, priorities < 0, torch.zeros_like(nll)
-        sums = (
-            torch.where(pos, nll, zero),
-            torch.where(neg, nll, zero),
-            pos,
-            neg,
-            mask,
-            priorities != 0,
-            torch.where(pos, weights, zero),
-            torch.where(neg, -weights, zero),
-            torch.where(mask, entropy, zero),
-            passed.is_top1,
-        )
-        self._parts.append(torch.stack([part.sum().float() for part in sums]))
+        sums = {
+            "nll_pos": torch.where(pos, nll, zero),
+            "nll_neg": torch.where(neg, nll, zero),
+            "pos": pos,
+            "neg": neg,
+            "valid": mask,
+            "kept": priorities != 0,
+            "weight_pos": torch.where(pos, weights, zero),
+            "weight_neg": torch.where(neg, -weights, zero),
+        }
+        # Not every kernel gives these.
+        if passed.evidence.entropy is not None:
+            sums["entropy"] = torch.where(mask, cast(Tensor, passed.evidence.entropy)[:, 1:], zero)
+        if passed.is_top1 is not None:
+            sums["correct"] = passed.is_top1
+        self._names = tuple(sums)
+        self._parts.append(torch.stack([part.sum().float() for part in sums.values()]))
 
     def drain(self, accelerator: Any, waited: float) -> dict[str, float]:
         """The metrics since the last drain, over all processes; empty if nothing was added. Every process must call.
 
-        `waited` is the source's running total of seconds. A mean over no token is left out. Raises Diverged if a
-        negative log-likelihood is not finite.
+        `waited` is the source's running total of seconds. A mean over no token is left out, and so is what the kernel
+        does not give. Raises Diverged if a negative log-likelihood is not finite.
         """
         if not self._parts:
             return {}
@@ -77,7 +79,7 @@ class SignMetrics:
         self.tokens += int(tokens.sum())
         self.wait_seconds += float(waits.max())
         seconds = now - self._since
-        report = _report(dict(zip(_SUMS, sums, strict=True)))
+        report = _report(dict(zip(self._names, sums, strict=True)))
         report |= {"wait_seconds": float(waits.max()), "wait_share": float(waits.max()) / seconds}
         report |= {"tokens_per_second": float(tokens.sum()) / seconds}
         report["num_tokens"] = float(self.tokens)
@@ -94,7 +96,7 @@ def _report(s: dict[str, float]) -> dict[str, float]:
         "negative_share": (s["weight_neg"], s["weight_pos"] + s["weight_neg"]),
         "kept_share": (s["kept"], s["valid"]),
         "priority_mean": (s["weight_pos"] - s["weight_neg"], s["valid"]),
-        "entropy": (s["entropy"], s["valid"]),
-        "mean_token_accuracy": (s["correct"], s["valid"]),
+        "entropy": (s.get("entropy"), s["valid"]),
+        "mean_token_accuracy": (s.get("correct"), s["valid"]),
     }
-    return {name: total / number for name, (total, number) in means.items() if number > 0}
+    return {name: total / number for name, (total, number) in means.items() if total is not None and number > 0}

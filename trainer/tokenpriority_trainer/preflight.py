@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable
 from contextlib import closing
 from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from tokenpriority import Client
+from tokenpriority import Client, Source
 from tokenpriority.errors import ConnectionFailed, Unavailable
-from tokenpriority.methods import get_method
 from tokenpriority.schema import ModelInfo
 from tokenpriority_trainer.config import PrioritiesSection
 from tokenpriority_trainer.errors import ConfigError
+from tokenpriority_trainer.origin import static
+from tokenpriority_trainer.store import models_read
 from tokenpriority_trainer.surfaces import Surfaces
+from tokenpriority_trainer.weighting import Weighting
 
 PROBE = "def f(x: int) -> str:\n\treturn f'{x / 1_0.5:>8}'  # na\u00efve \u65e5\u672c\u8a9e \U0001f642\r\n\n  A != b"
 """Words, numbers, white space and scripts on which two tokenizers hardly ever agree by chance."""
@@ -30,8 +33,6 @@ _OTHERWISE = (
     "projects the scores"
 )
 
-WAIT_SECONDS = 120.0
-"""How long models that are loading are waited for."""
 POLL_SECONDS = 0.5
 
 
@@ -44,23 +45,34 @@ def check_server(
     server does not answer or lacks a model; where tokenizers must be the same, if a model takes shorter sequences than
     `max_length`, has fewer tokens than the student's tokenizer or tokenises otherwise; where scores are projected, if
     a model has no tokenizer, the student's is not a fast one, or the method's models tokenise differently. Raises
-    Unavailable if a model failed to load, or loads for more than WAIT_SECONDS; the client's errors if it refuses the
+    Unavailable if a model failed to load, or loads for longer than `patience`; the client's errors if it refuses the
     method.
     """
-    used = [settings.model, *_base(settings)]
+    used = models_read(settings.model, settings.method, settings.params)
     known = wait_for_models(settings, used)
     if settings.tokenizers == "project":
         probe: Any = PROBE
         Surfaces(tokenizer)  # refuses a tokenizer that is not a fast one
         _check_projection(client, [known[name] for name in used])
     else:
-        for name in used:
-            _check_model(known[name], tokenizer, max_length)
-            if known[name].tokenizer:
-                _check_tokens(client, name, tokenizer)
+        _check_models(client, [known[name] for name in used], tokenizer, max_length)
         probe = {"token_ids": tokenizer(PROBE)["input_ids"]}
     client.score([probe], method=settings.method, params=settings.params, model=settings.model)
     return {name: known[name].fingerprint for name in used}
+
+
+def check_source(source: Source, weighting: Weighting, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises ConfigError if the server lacks a model it will be asked about, or one of them has fewer tokens than the
+    student's tokenizer or tokenises otherwise.
+
+    What the server itself would refuse, such as sequences that are too long, is left to it.
+    """
+    known = {info.name: info for info in source.client.models()}
+    used = models_read(source.model, *static(source.method, source.params, weighting))
+    for name in used:
+        if name not in known:
+            raise _unknown(name, known)
+    _check_models(source.client, [known[name] for name in used], tokenizer, None)
 
 
 def wait_for_models(settings: PrioritiesSection, names: list[str]) -> dict[str, ModelInfo]:
@@ -69,7 +81,7 @@ def wait_for_models(settings: PrioritiesSection, names: list[str]) -> dict[str, 
     A line on stderr says that it waits.
     """
     assert settings.url is not None
-    end = time.monotonic() + WAIT_SECONDS
+    end = time.monotonic() + settings.patience
     said = False
     # One attempt per question: a wrong address is told at once, not after the retries that suit a long run.
     with closing(Client(settings.url, api_key=settings.api_key(), retries=0)) as client:
@@ -79,7 +91,9 @@ def wait_for_models(settings: PrioritiesSection, names: list[str]) -> dict[str, 
             if not which:
                 return known
             if time.monotonic() >= end:
-                raise Unavailable(f"priorities: the server is still loading {which} after {WAIT_SECONDS:g} seconds")
+                raise Unavailable(
+                    f"priorities: the server is still loading {which} after {settings.patience:g} seconds"
+                )
             if not said:
                 print(f"waiting for {settings.url} to load {which}", file=sys.stderr, flush=True)
                 said = True
@@ -94,18 +108,24 @@ def _listed(client: Client, settings: PrioritiesSection, names: list[str]) -> di
         raise ConfigError(f"priorities.url: no server at {settings.url} answers: {error}") from None
     for name in names:
         if name not in known:
-            raise ConfigError(f"priorities: the server has no model {name!r}; it has {', '.join(known)}")
+            raise _unknown(name, known)
         failure = known[name].error
         if failure is not None:
             raise Unavailable(f"priorities: the server's model {name!r} failed to load: {' '.join(failure.split())}")
     return {name: known[name] for name in names}
 
 
-def _base(settings: PrioritiesSection) -> list[str]:
-    """Name of the second model the method reads, if it reads one."""
-    method = get_method(settings.method)
-    params: Any = method.parse(settings.params)
-    return [params.base] if "base" in method.needs(params) else []
+def _unknown(name: str, known: Iterable[str]) -> ConfigError:
+    return ConfigError(f"priorities: the server has no model {name!r}; it has {', '.join(known)}")
+
+
+def _check_models(
+    client: Client, models: list[ModelInfo], tokenizer: PreTrainedTokenizerBase, max_length: int | None
+) -> None:
+    for info in models:
+        _check_model(info, tokenizer, max_length)
+        if info.tokenizer:
+            _check_tokens(client, info.name, tokenizer)
 
 
 def _check_model(info: ModelInfo, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> None:

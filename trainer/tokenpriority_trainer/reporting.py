@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import gather_object  # type: ignore[import-untyped]
+from accelerate.utils import gather_object
 from transformers import PreTrainedTokenizerBase
 
 from tokenpriority_trainer.records import METRICS, read_summary, write_whole

@@ -7,7 +7,6 @@ part works.
 from __future__ import annotations
 
 import sys
-from contextlib import closing, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,10 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig
 
-from tokenpriority import Client
 from tokenpriority.methods import get_method
 from tokenpriority_trainer.alignment import SPANS
 from tokenpriority_trainer.bar import followed
-from tokenpriority_trainer.calibrated import check_models, keep_copy, load_calibration, with_calibration
+from tokenpriority_trainer.calibrated import keep_copy, load_calibration, with_calibration
 from tokenpriority_trainer.checkpoint import Checkpoint, CheckpointKeeper, check_unchanged, starting_point
 from tokenpriority_trainer.collator import PRIORITIES
 from tokenpriority_trainer.config import Config, PrioritiesSection, training_arguments
@@ -28,48 +26,40 @@ from tokenpriority_trainer.identity import identity
 from tokenpriority_trainer.live import described
 from tokenpriority_trainer.loading import load_model, load_rows, load_tokenizer, lora_config
 from tokenpriority_trainer.local import FrozenCopies
-from tokenpriority_trainer.preflight import check_server
 from tokenpriority_trainer.records import MetricsFile, mean_loss, read_summary, write_summary
 from tokenpriority_trainer.reporting import reported
-from tokenpriority_trainer.source import ColumnSource, LocalSource, PrioritySource, ServerSource
+from tokenpriority_trainer.source import ColumnSource, PrioritySource, ServerSource, StoredSource
+from tokenpriority_trainer.supply import asked, supply
 from tokenpriority_trainer.trainer import PrioritySFTTrainer
 from tokenpriority_trainer.weighting import Weighting
 
 
-def run(config: Config, *, resume: bool = False, allow_changes: bool = False) -> None:
+def run(config: Config, *, resume: bool = False, allow_changes: bool = False, offline: bool = False) -> None:
     """Train as configured and leave model, tokenizer, metrics.jsonl, summary.json and report.html in `output_dir`.
 
     With `resume`, go on from the last whole checkpoint there, or begin if there is none; a finished run is left as it
-    is. What decides the run's numbers must then be as it was at the checkpoint, unless `allow_changes`. Raises
-    TokenPriorityError with one line that says what is wrong, where it can before the model is loaded.
+    is. What decides the run's numbers must then be as it was at the checkpoint, unless `allow_changes`. With `offline`
+    the weights are those of `priorities.store`, and no server is asked. Raises TokenPriorityError with one line that
+    says what is wrong, where it can before the model is loaded.
     """
     if allow_changes and not resume:
         raise ConfigError("--allow-changes: goes with --resume")
     args = training_arguments(config.training)
     calibration = load_calibration(config.priorities)
     config = with_calibration(config, calibration)
-    settings = config.priorities
     folder = Path(args.output_dir)
     if resume and _is_finished(folder, args.process_index == 0):
         return
     checkpoint = starting_point(args, resume=resume)
-    weighting = _weighting(settings)
-    _check_projection(settings, weighting)
+    weighting = make_weighting(config.priorities)
     tokenizer = load_tokenizer(config.model)
-    asked = _asked(settings, weighting)
-    with _client(asked, weighting) as client:
-        fingerprints: dict[str, str] = {}
-        if client is not None:
-            fingerprints = check_server(client, asked, tokenizer, args.max_length)
-            if calibration is not None:
-                check_models(calibration, fingerprints)
-            client.pin(fingerprints)
-        source = _source(asked, client, load_rows("train", config.data.train).column_names, tokenizer)
+    found = supply(config, weighting, tokenizer, args.max_length, calibration=calibration, offline=offline)
+    with found as (source, fingerprints):
         facts = _facts(config, weighting, source, fingerprints)
         decided = identity(config, args, fingerprints, facts["composition"])
         if checkpoint is not None:
             check_unchanged(checkpoint, decided, allowed=allow_changes, main=args.process_index == 0)
-        trainer = _trainer(config, args, tokenizer, weighting, source)
+        trainer = make_trainer(config, args, tokenizer, weighting, source)
         keeper = CheckpointKeeper(trainer, decided, checkpoint)
         trainer.add_callback(keeper)
         keeper.begin()
@@ -83,13 +73,14 @@ def run(config: Config, *, resume: bool = False, allow_changes: bool = False) ->
             _record(trainer, {"complete": True, **totals, **facts})
 
 
-def _trainer(
+def make_trainer(
     config: Config,
     args: SFTConfig,
     tokenizer: PreTrainedTokenizerBase,
     weighting: Weighting,
     source: PrioritySource,
 ) -> PrioritySFTTrainer:
+    """The trainer of this configuration, its model loaded and its data prepared."""
     local = config.priorities.local
     return PrioritySFTTrainer(
         load_model(config.model),
@@ -123,7 +114,7 @@ def _facts(
 
 def _record(trainer: PrioritySFTTrainer, summary: dict[str, Any]) -> None:
     if trainer.is_world_process_zero():
-        write_summary(Path(trainer.args.output_dir), summary)
+        write_summary(Path(trainer.args.output_dir), {**summary, "kernel": trainer.kernel})
 
 
 def _totals(
@@ -141,10 +132,10 @@ def _totals(
 
 def _steps(config: Config, weighting: Weighting, source: PrioritySource) -> list[str]:
     """The steps of the composition, the static priority by where it comes from."""
-    settings = _asked(config.priorities, weighting)
+    settings = asked(config.priorities, weighting)
     method = get_method(settings.method)
     static = described(method, method.parse(settings.params))
-    if isinstance(source, ServerSource):
+    if isinstance(source, ServerSource | StoredSource):
         static += f" from {settings.model}"
         static += f", calibrated by {settings.calibration}" if settings.calibration is not None else ""
     elif isinstance(source, ColumnSource):
@@ -152,56 +143,8 @@ def _steps(config: Config, weighting: Weighting, source: PrioritySource) -> list
     return weighting.steps(static, spans=SPANS in load_rows("train", config.data.train).column_names)
 
 
-def _asked(settings: PrioritiesSection, weighting: Weighting) -> PrioritiesSection:
-    """The settings as the source of static weights sees them: 1 throughout where the method itself is live."""
-    return settings if weighting.method is None else settings.model_copy(update={"method": "uniform", "params": {}})
-
-
-def _client(settings: PrioritiesSection, weighting: Weighting) -> Any:
-    """The client, as a context that closes it; a context of None where no server is needed."""
-    read = weighting.method is None or _reads_server(settings, weighting)
-    if settings.url is None or not read:
-        return nullcontext()
-    try:
-        return closing(Client(settings.url, api_key=settings.api_key(), model=settings.model))
-    except ValueError as error:
-        raise ConfigError(f"priorities.{error}") from None
-
-
-def _reads_server(settings: PrioritiesSection, weighting: Weighting) -> bool:
-    """Whether live parts read the reference's log-probs of the server."""
-    copied = settings.local is not None and settings.local.reference is not None
-    return settings.url is not None and "reference" in weighting.roles and not copied
-
-
-def _check_projection(settings: PrioritiesSection, weighting: Weighting) -> None:
-    """Raises ConfigError if a live part would read log-probs that a projected token may not have."""
-    if settings.tokenizers == "project" and _reads_server(settings, weighting):
-        part, name = next((part, each.method.name) for part, each in weighting.live if "reference" in each.roles)
-        raise ConfigError(
-            f"priorities.tokenizers: 'project' does not go with {part} {name!r}, which reads the log-probs of the "
-            "server's reference: a projected token may have none; use a reference of the student's tokenizer"
-        )
-
-
-def _source(
-    settings: PrioritiesSection, client: Client | None, columns: list[str], tokenizer: PreTrainedTokenizerBase
-) -> PrioritySource:
-    if client is not None:
-        return ServerSource(
-            client,
-            settings.method,
-            settings.params,
-            model=settings.model,
-            depth=settings.depth,
-            tokenizer=tokenizer if settings.tokenizers == "project" else None,
-        )
-    if PRIORITIES in columns:
-        return ColumnSource()
-    return LocalSource(settings.method, settings.params)
-
-
-def _weighting(settings: PrioritiesSection) -> Weighting:
+def make_weighting(settings: PrioritiesSection) -> Weighting:
+    """The weighting of these settings."""
     return Weighting.of(
         settings.method,
         settings.params,
@@ -213,7 +156,7 @@ def _weighting(settings: PrioritiesSection) -> Weighting:
         student_params=settings.student_params,
         forget=settings.forget,
         forget_params=settings.forget_params,
-        local=settings.url is None and settings.local is not None,
+        local=settings.url is None and settings.store is None and settings.local is not None,
     )
 
 

@@ -1,4 +1,4 @@
-"""Where a batch's weights come from: the scoring server, a ready column, or a method that needs no model.
+"""Where a batch's weights come from: the scoring server, a store, a ready column, or a method that needs no model.
 
 Knows how to ask for a batch's documents and to check what comes back. Knows nothing of losses, spans or the trainer.
 A source is one generator: it takes batches and gives each back with one array of weights per document.
@@ -7,6 +7,8 @@ A source is one generator: it takes batches and gives each back with one array o
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -16,17 +18,21 @@ from tokenpriority_trainer.collator import DOCUMENTS, LOGPROBS, PRIORITIES
 from tokenpriority_trainer.documents import Document, Floats
 from tokenpriority_trainer.errors import ConfigError, WeightError
 from tokenpriority_trainer.projector import Projector, projected
+from tokenpriority_trainer.store import Provenance, Sent, Store
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from tokenpriority import Client, Scores
+    from tokenpriority.depth import Wanted
 
 Batch = dict[str, Any]
 Weighed = Generator[tuple[Batch, list[Floats]], None, None]
 
 QUESTIONS = "questions"
 """Key of a batch under which it carries what was asked about its documents, while it is on its way."""
+STORED = "stored"
+"""The same of what a store held of them: one Scores or None per document that trains something."""
 
 
 class PrioritySource(Protocol):
@@ -46,11 +52,15 @@ class PrioritySource(Protocol):
 
 
 class ServerSource:
-    """Asks the scoring server, `depth` batches ahead, in the client's background thread.
+    """Asks the scoring server, `depth` batches ahead (see `Client.prefetch`), in the client's background thread.
 
     Documents that train nothing are not sent. `model` and `method` are names on the server. With the student's
     `tokenizer` documents are sent as text, and the scores are projected from the tokens that the server's model makes
     of it (see `projector.py`); without it, as token ids, which must then mean the same to both models.
+
+    With a `store`, a file, only what is not in it is asked, and the answers are kept in it; see `store.py`. Raises
+    ConfigError if that file holds scores of another question, or a tokenizer is given too; with a store the client's
+    errors if the server does not answer.
     """
 
     def __init__(
@@ -60,10 +70,17 @@ class ServerSource:
         params: Mapping[str, Any] | None = None,
         *,
         model: str | None = None,
-        depth: int = 8,
+        depth: Wanted = "auto",
         tokenizer: PreTrainedTokenizerBase | None = None,
+        store: str | Path | None = None,
     ) -> None:
         self._client = client
+        self.store: Store | None = None
+        if store is not None:
+            if tokenizer is not None:
+                raise ConfigError("store: keeps scores of the student's own tokens; leave out tokenizer")
+            asked = client.source(method, params, model=model)
+            self.store = Store.open(store, Provenance.of_server(client, asked.model, method, asked.params))
         self._tokenizer = tokenizer
         self._projector: Projector | None = None
         self._method, self._params, self._model, self._depth = method, dict(params or {}), model, depth
@@ -84,23 +101,45 @@ class ServerSource:
             for batch, answers in prefetch:
                 self.wait_seconds = before + prefetch.wait_seconds
                 scores = projected(batch.pop(QUESTIONS), answers) if QUESTIONS in batch else answers
-                weights = _matched(batch[DOCUMENTS], scores)
-                batch[LOGPROBS] = _logprobs(batch[DOCUMENTS], scores)
+                found = batch.pop(STORED, None)
+                weights = _weighed(batch, scores if found is None else _merged(found, answers))
+                if self.store is not None:
+                    self.store.keep(_lacking(batch, found), answers)
                 yield batch, weights
 
-    def _sequences(self) -> Callable[[Batch], list[dict[str, Any]]]:
+    def _sequences(self) -> Callable[[Batch], list[Sent]]:
         """What is sent of a batch: its tokens, or its text."""
+        if self.store is not None:
+            return partial(_unstored, self.store)
         if self._tokenizer is None:
-            return _sequences
+            return sequences
         if self._projector is None:
             self._projector = Projector(self._client, self._model, self._tokenizer)
         projector = self._projector
 
-        def texts(batch: Batch) -> list[dict[str, Any]]:
+        def texts(batch: Batch) -> list[Sent]:
             batch[QUESTIONS] = [projector.question(document) for document in _wanted(batch[DOCUMENTS])]
             return [question.sequence for question in batch[QUESTIONS] if question.start is not None]
 
         return texts
+
+
+class StoredSource:
+    """Takes every weight from a store and asks no server; the trainer checks beforehand that all are there."""
+
+    wait_seconds = 0.0
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def stream(self, batches: Iterable[Batch]) -> Weighed:
+        """See `PrioritySource`. Raises WeightError if the store lacks a document."""
+        for batch in batches:
+            found = self.store.find(sequences(batch))
+            for document, scores in zip(_wanted(batch[DOCUMENTS]), found, strict=True):
+                if scores is None:
+                    raise WeightError(f"{document}: not in the store {self.store.path}")
+            yield batch, _weighed(batch, [scores for scores in found if scores is not None])
 
 
 class ColumnSource:
@@ -147,10 +186,34 @@ def _wanted(documents: list[Document]) -> list[Document]:
     return [document for document in documents if document.trained.any()]
 
 
-def _sequences(batch: Batch) -> list[dict[str, Any]]:
+def sequences(batch: Batch) -> list[Sent]:
     """What is sent of a batch: the tokens of every document that trains something, and which of them do."""
     wanted = _wanted(batch[DOCUMENTS])
     return [{"token_ids": document.token_ids, "mask": document.trained.astype(np.uint8)} for document in wanted]
+
+
+def _unstored(store: Store, batch: Batch) -> list[Sent]:
+    """The part of that which the store does not hold; what it holds is left in the batch."""
+    batch[STORED] = store.find(sequences(batch))
+    return _lacking(batch, batch[STORED])
+
+
+def _lacking(batch: Batch, found: list[Scores | None]) -> list[Sent]:
+    return [sent for sent, known in zip(sequences(batch), found, strict=True) if known is None]
+
+
+def _merged(found: list[Scores | None], answers: list[Scores]) -> list[Scores]:
+    """What was found, with the answers in the gaps, in order; as many as there are, which `_matched` judges."""
+    fresh = iter(answers)
+    filled = [next(fresh, None) if known is None else known for known in found]
+    return [scores for scores in (*filled, *fresh) if scores is not None]
+
+
+def _weighed(batch: Batch, scores: list[Scores]) -> list[Floats]:
+    """The weights of the batch's documents; their log-probs are left in it."""
+    weights = _matched(batch[DOCUMENTS], scores)
+    batch[LOGPROBS] = _logprobs(batch[DOCUMENTS], scores)
+    return weights
 
 
 def _matched(documents: list[Document], scores: list[Scores]) -> list[Floats]:

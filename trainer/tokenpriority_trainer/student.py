@@ -1,7 +1,7 @@
 """A model's forward pass over a batch: log-probabilities, the signals asked for, whole distributions if need be.
 
-Knows the three ways through the student. TRL's fused lm head and the model's own logits give log-probs, the second
-where the first does not give all that is read; the weighted head gives the loss itself. Knows nothing of methods.
+Knows the four ways through the student. TRL's fused lm head, a library's and the model's own logits give log-probs, the
+last where the first does not give all that is read; the weighted head gives the loss itself. Knows nothing of methods.
 
 Shapes: R rows, C columns of the batch; n trained tokens; V vocabulary. What is (R, C - 1) speaks of token i + 1.
 """
@@ -36,8 +36,8 @@ class Pass:
     """(R, C - 1), with gradient but for the weighted head; 0 where the label is ignored."""
     label_mask: Tensor
     """(R, C - 1) boolean, False where the label is ignored."""
-    is_top1: Tensor
-    """(R, C - 1), whether the label is the likeliest token; 0 or False where it is ignored."""
+    is_top1: Tensor | None
+    """(R, C - 1), whether the label is the likeliest token; 0 or False where it is ignored. None from a library."""
     evidence: Evidence
     """(R, C) on the tokens' own positions, float32, without gradient; 0 where the label is ignored."""
     logits: Tensor | None = None
@@ -49,7 +49,7 @@ class Pass:
 
 
 def forward(model: Any, batch: Mapping[str, Any], *, signals: Iterable[str], distribution: bool, router: bool) -> Pass:
-    """The student's pass over a batch. `entropy` is always among its evidence, since it is reported.
+    """The student's pass over a batch. `entropy` is among its evidence whatever is read, since it is reported.
 
     Raises WeightError if the model scores other positions than the batch has.
     """
@@ -73,6 +73,17 @@ def forward_weighted(model: Any, batch: Mapping[str, Any], head: WeightedHead) -
     out = model(**batch, use_cache=False, weighted_head=head)
     evidence = Evidence(logprob=_unshifted(out.log_probs), entropy=_unshifted(out.entropy))
     return Pass(out.log_probs, out.label_mask, out.is_top1, evidence, loss=out.loss)
+
+
+def forward_library(model: Any, batch: Mapping[str, Any]) -> Pass:
+    """The student's pass over a batch, its log-probs by a library; its evidence is what `libraries.SIGNALS` says.
+
+    The model must have been given to `add_library_head`. Raises WeightError as `forward`.
+    """
+    out = model(**batch, use_cache=False, library_head=True)
+    entropy = None if out.entropy is None else _unshifted(out.entropy)
+    evidence = Evidence(logprob=_unshifted(out.log_probs.detach()), entropy=entropy)
+    return Pass(out.log_probs, out.label_mask, None, evidence)
 
 
 def frozen_evidence(logits: Tensor, labels: Tensor, signals: Iterable[str]) -> Evidence:

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Generator, Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from trl import SFTConfig, SFTTrainer
+from trl.data_utils import get_dataset_column_names
 
-from tokenpriority import spans
+from tokenpriority import Source, spans
 from tokenpriority_trainer.alignment import SpanAligner
 from tokenpriority_trainer.checks import check_arguments, check_evidence, check_setting
+from tokenpriority_trainer.choice import use_kernel
 from tokenpriority_trainer.collator import (
     COMPLETION,
     DOCUMENTS,
@@ -33,31 +35,37 @@ from tokenpriority_trainer.collator import (
 )
 from tokenpriority_trainer.columns import Rows, has_columns, prepare
 from tokenpriority_trainer.composer import Composer
+from tokenpriority_trainer.config import Kernel
 from tokenpriority_trainer.deferred import DeferredCount, rescale
 from tokenpriority_trainer.documents import IGNORED, Document, place
-from tokenpriority_trainer.errors import NothingToLearn
+from tokenpriority_trainer.errors import ConfigError, NothingToLearn
 from tokenpriority_trainer.guard import Guard, Watch, allow_step
-from tokenpriority_trainer.head import Kernel, WeightedHead, use_weighted_head
+from tokenpriority_trainer.head import WeightedHead
+from tokenpriority_trainer.holding import check_held
 from tokenpriority_trainer.live import TORCH
 from tokenpriority_trainer.local import FrozenCopies
 from tokenpriority_trainer.loss import ALL, KEPT, count, shifted, weighted_loss
 from tokenpriority_trainer.metrics import SignMetrics
+from tokenpriority_trainer.origin import origin
+from tokenpriority_trainer.preflight import check_source
 from tokenpriority_trainer.progress import epoch_steps
 from tokenpriority_trainer.rows import ROWS, layout
 from tokenpriority_trainer.sample import PrioritySample
-from tokenpriority_trainer.source import Batch, PrioritySource
-from tokenpriority_trainer.student import Pass, forward, forward_weighted
+from tokenpriority_trainer.sharding import written_whole
+from tokenpriority_trainer.source import Batch, PrioritySource, ServerSource, StoredSource
+from tokenpriority_trainer.student import Pass, forward, forward_library, forward_weighted
 from tokenpriority_trainer.weighting import Weighting
 
 
 class PrioritySFTTrainer(SFTTrainer):  # type: ignore[misc]  # TRL publishes no types
     """Supervised fine-tuning in which every token counts by its priority.
 
-    `priorities` says where weights come from, `weighting` how they become a loss, `local` which frozen models stand
-    beside the student for methods that read more than a server's numbers, `guard` which steps are not taken, `kernel`
-    where the loss is computed (see `head.py`); all other arguments are SFTTrainer's, without those that would replace
-    the collator or the loss. Evaluation stays plain NLL. Raises ConfigError for settings under which weights would be
-    ignored or counted wrongly.
+    `priorities` says where weights come from: `client.source(...)`, an object of `source.py`, or None for the dataset's
+    column of this name. `weighting` says how they become a loss, by default as the source's method would have it,
+    `local` which frozen models stand beside the student for methods that read more than a server's numbers, `guard`
+    which steps are not taken, `kernel` where the loss is computed (the attribute of this name never says `auto`); all
+    other arguments are SFTTrainer's, without those that would replace the collator or the loss. Evaluation stays plain
+    NLL. Raises ConfigError for settings under which weights would be ignored or counted wrongly.
     """
 
     data_collator: Any
@@ -67,21 +75,23 @@ class PrioritySFTTrainer(SFTTrainer):  # type: ignore[misc]  # TRL publishes no 
     def __init__(
         self,
         model: Any,
-        args: SFTConfig,
-        train_dataset: Rows,
+        args: SFTConfig | None = None,
+        train_dataset: Rows | None = None,
         *,
-        priorities: PrioritySource,
+        priorities: PrioritySource | Source | None = None,
         weighting: Weighting | None = None,
         local: FrozenCopies | None = None,
-        kernel: Kernel = "trl",
+        kernel: Kernel = "auto",
         guard: Guard | None = None,
         **rest: Any,
     ) -> None:
-        check_arguments(args, train_dataset, priorities, rest)
-        self.priorities = priorities
-        self.weighting = weighting or Weighting()
+        if train_dataset is None:
+            raise ConfigError("train_dataset: is required")
+        columns = get_dataset_column_names(train_dataset)
         self.local = local or FrozenCopies()
-        check_evidence(self.weighting, priorities, self.local)
+        self.priorities, self.weighting = origin(priorities, weighting, columns, self.local.roles)
+        check_arguments(args or SFTConfig(), train_dataset, self.priorities, rest)
+        check_evidence(self.weighting, self.priorities, self.local)
         self.sign_metrics = SignMetrics()
         self.sample = PrioritySample()
         self._composer = Composer(self.weighting, self.local)
@@ -90,9 +100,13 @@ class PrioritySFTTrainer(SFTTrainer):  # type: ignore[misc]  # TRL publishes no 
         self._stream: Generator[Batch, None, None] | None = None
         super().__init__(model=model, args=args, train_dataset=train_dataset, **rest)
         check_setting(self)
-        self._weighted_head = use_weighted_head(kernel, self)
+        if isinstance(priorities, Source) and isinstance(self.priorities, ServerSource):
+            check_source(priorities, self.weighting, self._tokenizer)
+        self.kernel = use_kernel(kernel, self)
         self._watch = Watch(guard or Guard(), deepspeed=self.is_deepspeed_enabled)
         self.data_collator = PriorityCollator(**vars(self.data_collator))
+        if isinstance(self.priorities, StoredSource):
+            check_held(self, self.priorities.store)
         roles = (role for role in self.weighting.roles if role == "old" or role in self.local.roles)
         self.local.load(roles, self.model, self._tokenizer)
 
@@ -226,10 +240,12 @@ class PrioritySFTTrainer(SFTTrainer):  # type: ignore[misc]  # TRL publishes no 
     def _pass(self, model: Any, batch: Batch, priorities: Tensor, counts: Tensor, factor: float) -> Pass:
         """The student's pass, ending in the weighted loss where our own kernel makes it."""
         rule = self.weighting
-        if self._weighted_head:
+        if self.kernel == "chunked":
             weigh = partial(self._composer.tokens, factor=factor)
             head = WeightedHead(shifted(priorities), weigh, counts, rule.negatives, rule.denominator)
             return forward_weighted(model, batch, head)
+        if self.kernel != "trl":
+            return forward_library(model, batch)
         return forward(
             model,
             batch,
@@ -264,6 +280,11 @@ class PrioritySFTTrainer(SFTTrainer):  # type: ignore[misc]  # TRL publishes no 
             return 1.0
         epoch = epoch_steps(self.callback_handler.train_dataloader, self.args.gradient_accumulation_steps)
         return schedule.factor(self.state.global_step, self.state.max_steps, epoch_steps=epoch)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """TRL's; the model is whole, also under FSDP and also where the checkpoints are not."""
+        with nullcontext() if _internal_call else written_whole(self.accelerator):
+            super().save_model(output_dir, _internal_call)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log with our metrics beside TRL's."""

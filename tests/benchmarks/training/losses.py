@@ -12,7 +12,8 @@ from trl.kernels import ChunkedLogProbFunction
 
 from tokenpriority.evidence import Evidence
 from tokenpriority_trainer.head import WeightedHead
-from tokenpriority_trainer.kernel import charged
+from tokenpriority_trainer.kernel import Shaping, charged
+from tokenpriority_trainer.libraries import Library, logprobs
 from tokenpriority_trainer.loss import count, weighted_loss
 
 TRL_COLUMNS = 32_768
@@ -38,6 +39,11 @@ class Problem:
         targets = torch.randint(0, vocabulary, (rows,))
         return cls(hidden.requires_grad_(), head.requires_grad_(), targets, weights)
 
+    def on(self, device: torch.device, dtype: torch.dtype) -> Problem:
+        """The same numbers elsewhere, hidden states and lm head in another dtype; leaves of their own."""
+        hidden, head = (each.detach().to(device, dtype).requires_grad_() for each in (self.hidden, self.head))
+        return Problem(hidden, head, self.targets.to(device), self.weights.to(device))
+
     @property
     def counts(self) -> Tensor:
         """As the trainer counts a batch of one row."""
@@ -56,6 +62,7 @@ def nll(problem: Problem) -> Tensor:
 def naive(problem: Problem) -> Tensor:
     """The weighted loss of whole logits."""
     logits = problem.hidden @ problem.head.T
+    logits = logits.float() if logits.dtype == torch.bfloat16 else logits
     each = torch.nn.functional.cross_entropy(logits, problem.targets, reduction="none")
     return (problem.weights * each).sum() / len(problem.weights)
 
@@ -84,6 +91,12 @@ def chunked(problem: Problem) -> Tensor:
         lambda rows, logprob, entropy: head.loss(weights[rows], logprob, entropy),
     )
     return loss
+
+
+def by_library(library: Library, problem: Problem) -> Tensor:
+    """Our loss on a library's log-probs: the kernels `liger` and `cce`."""
+    logprob, _ = logprobs(library, problem.hidden, problem.head, problem.targets, Shaping())
+    return weighted_loss(-logprob, logprob, problem.weights, problem.counts, denominator="all")
 
 
 def _as_they_are(static: Tensor, _: Evidence) -> Tensor:

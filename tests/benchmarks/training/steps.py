@@ -1,8 +1,8 @@
-"""Whole training steps, forward and backward, of TRL's trainer and of ours on the same model and batch."""
+"""Whole training steps, forward and backward, of TRL's trainer, a naive weighted one and ours on the same batch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,31 +10,59 @@ import torch
 from datasets import Dataset
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import SFTConfig, SFTTrainer
 
 from tokenpriority_trainer import ColumnSource, PrioritySFTTrainer
+from tokenpriority_trainer.collator import EXTRAS, PRIORITIES
+from tokenpriority_trainer.config import Kernel
+from tokenpriority_trainer.loss import ALL
 
 ROWS = 4
+NAIVE = "weighted, whole logits"
+OURS: dict[Kernel, str] = {"trl": "ours, kernel trl", "chunked": "ours, kernel chunked"}
+PLAIN = {loss: f"TRL's SFTTrainer, {loss}" for loss in ("nll", "chunked_nll")}
 Step = Callable[[], object]
 
 
-def steps(folder: Path, vocabulary: int, width: int, tokens: int) -> dict[str, Step]:
-    """Name -> one step on a batch of `tokens` tokens in ROWS rows: plain TRL, and ours with each kernel."""
+class WholeLogits(PrioritySFTTrainer):
+    """The weighted loss as one would write it first: all logits, then each token's cross entropy times its weight."""
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Tensor | None = None
+    ) -> Any:
+        batch = {key: value for key, value in inputs.items() if key not in (*EXTRAS, "labels")}
+        logits = model(**batch, use_cache=False).logits[:, :-1].flatten(0, 1)
+        each = torch.nn.functional.cross_entropy(logits, inputs["labels"][:, 1:].flatten(), reduction="none")
+        assert num_items_in_batch is not None
+        return (inputs[PRIORITIES][:, 1:].flatten() * each).sum() / num_items_in_batch[ALL]
+
+
+def steps(
+    folder: Path, vocabulary: int, width: int, tokens: int, ours: Mapping[Kernel, str] = OURS, **changes: Any
+) -> dict[str, Step]:
+    """Name -> one step on a batch of `tokens` tokens in ROWS rows: plain TRL, whole logits, and ours by kernel.
+
+    `ours` names those of ours by their kernels; `changes` are arguments of SFTConfig.
+    """
     rows = batch(vocabulary, tokens // ROWS)
-    plain = [{key: row[key] for key in ("input_ids", "labels")} for row in rows]
-    shared = {"args": arguments(folder), "processing_class": tokenizer(vocabulary)}
+    plain = Dataset.from_list([{key: row[key] for key in ("input_ids", "labels")} for row in rows])
+    words = tokenizer(vocabulary)
+
+    def student() -> Any:
+        return model(vocabulary, width)
+
     trainers: dict[str, Any] = {
-        "TRL's SFTTrainer": SFTTrainer(model(vocabulary, width), train_dataset=Dataset.from_list(plain), **shared)
-    }
-    for kernel in ("trl", "chunked"):
-        trainers[f"ours, kernel {kernel}"] = PrioritySFTTrainer(
-            model(vocabulary, width),
-            train_dataset=Dataset.from_list(rows),
-            priorities=ColumnSource(),
-            kernel=kernel,
-            **shared,
+        name: SFTTrainer(
+            student(), arguments(folder, **changes, loss_type=loss), train_dataset=plain, processing_class=words
         )
+        for loss, name in PLAIN.items()
+    }
+    shared = {"train_dataset": Dataset.from_list(rows), "priorities": ColumnSource(), "processing_class": words}
+    trainers[NAIVE] = WholeLogits(student(), arguments(folder, **changes), kernel="trl", **shared)
+    for kernel, name in ours.items():
+        trainers[name] = PrioritySFTTrainer(student(), arguments(folder, **changes), kernel=kernel, **shared)
     return {name: stepper(trainer) for name, trainer in trainers.items()}
 
 
@@ -44,7 +72,7 @@ def stepper(trainer: Any) -> Step:
     loader = trainer.get_train_dataloader()
 
     def step() -> object:
-        samples, counts = trainer.get_batch_samples(iter(loader), 1, torch.device("cpu"))
+        samples, counts = trainer.get_batch_samples(iter(loader), 1, trainer.args.device)
         loss = trainer.training_step(trainer.model, samples[0], counts)
         trainer.model.zero_grad()
         return loss
@@ -85,7 +113,7 @@ def tokenizer(vocabulary: int) -> Any:
     return make(tokenizer_object=Tokenizer(WordLevel(words, "<pad>")), pad_token="<pad>", eos_token="<pad>")
 
 
-def arguments(folder: Path) -> SFTConfig:
+def arguments(folder: Path, **changes: Any) -> SFTConfig:
     return SFTConfig(
         output_dir=str(folder),
         per_device_train_batch_size=ROWS,
@@ -93,8 +121,7 @@ def arguments(folder: Path) -> SFTConfig:
         max_steps=1,
         report_to="none",
         disable_tqdm=True,
-        use_cpu=True,
-        bf16=False,
         gradient_checkpointing=False,
         dataloader_pin_memory=False,
+        **{"use_cpu": True, "bf16": False, **changes},
     )
