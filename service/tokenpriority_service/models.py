@@ -1,8 +1,8 @@
 """The named models of a server: loading, ready, out of order for a while, or failed.
 
 Knows when a model may be used and what it says of itself. Knows nothing of how one is loaded (it is given `load`) or
-of what is done with it (it is given `dispatcher`). One that fails is listed with its error and takes no other down,
-save its own adapters: they are models of their own by name, on the weights of their host.
+of what is done with it (it is given `feed`). One that fails is listed with its error and takes no other down, save its
+own adapters: they are models of their own by name, on the weights and the feed of their host.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from tokenpriority_service.engines.engine import RETRY_SECONDS
 from tokenpriority_service.engines.fingerprint import tokenizer_fingerprint
 from tokenpriority_service.requests.text import Text
 from tokenpriority_service.scheduling.dispatch import Dispatcher
+from tokenpriority_service.scheduling.feed import Feed
 
 T = TypeVar("T")
 
@@ -49,7 +50,7 @@ class Models:
     def __init__(
         self,
         settings: Mapping[str, ModelSettings],
-        dispatcher: Callable[[str, Engine], Dispatcher],
+        feed: Callable[[str, Engine], Feed],
         *,
         load: Load,
         engines: Mapping[str, Engine],
@@ -61,7 +62,7 @@ class Models:
             **{name: tuple(engine.adapters) for name, engine in engines.items()},
         }
         self._hosts = _hosts({name: announced[name] for name in [*settings, *announced]})
-        self._dispatcher = dispatcher
+        self._feed = feed
         self._load = load
         self._ready: dict[str, Model] = {}
         self._errors: dict[str, str] = {}
@@ -135,8 +136,9 @@ class Models:
             if engine is not None:
                 await _closed(host, engine)
             return
+        feed = self._feed(host, engine)
         for name, (each, text, tokenizer) in models.items():
-            self._ready[name] = Model(name, each, self._dispatcher(name, each), text, tokenizer)
+            self._ready[name] = Model(name, each, Dispatcher(feed, each, name=name), text, tokenizer)
             logger.info("model %s is ready", name)
 
     def _models(self, host: str, engine: Engine) -> dict[str, tuple[Engine, Text | None, str]]:

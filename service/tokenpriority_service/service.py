@@ -22,9 +22,11 @@ from tokenpriority_service.requests import answer
 from tokenpriority_service.requests.door import Door, Request
 from tokenpriority_service.requests.gathering import Gathered, Resources, coverage, gather
 from tokenpriority_service.requests.scoring import score
+from tokenpriority_service.requests.text_threads import TextThreads
 from tokenpriority_service.scheduling.admission import Admission
-from tokenpriority_service.scheduling.dispatch import Dispatcher, Work
+from tokenpriority_service.scheduling.dispatch import Work
 from tokenpriority_service.scheduling.fair_queue import FairQueue
+from tokenpriority_service.scheduling.feed import Feed
 from tokenpriority_service.store import LayeredStore
 from tokenpriority_service.teams.caller import Caller
 from tokenpriority_service.teams.charge import Remaining
@@ -62,8 +64,9 @@ class Service:
         self.usage = UsageLog(self.database)
         self.admission = Admission(settings.server.max_queued_tokens)
         self._queue = queue
-        self.models = Models(settings.models, self._dispatcher, load=load, engines=engines)
+        self.models = Models(settings.models, self._feed, load=load, engines=engines)
         self.door = Door(settings.server, self.models)
+        self._text = TextThreads()
         self.gate = Gate()
         self.metrics.observe(ServerSources(self.gate, self.models, self.store))
         self._shared = Resources(self.store, self.admission, self.quota, self.tracer, self._refused)
@@ -91,12 +94,13 @@ class Service:
                 await loading
             for each in (self.models, self.store, self.quota, self.usage):
                 await each.close()
+            self._text.close()
             self.database.close()
             await asyncio.to_thread(self.tracer.close)
 
     async def priorities(self, body: bytes, body_type: str, answer_type: str, caller: Caller, record: Record) -> bytes:
         """Answer one POST /v1/priorities. Raises the ApiError that fails the request."""
-        request = await self._checked(body, body_type)
+        request = await self._checked(body, body_type, caller)
         record.tokens = request.tokens
         try:
             gathered = await gather(request, caller, self._salt(caller), self._shared)
@@ -114,7 +118,7 @@ class Service:
 
     async def coverage(self, body: bytes, body_type: str, answer_type: str, caller: Caller) -> bytes:
         """Answer one POST /v1/coverage. Raises the ApiError that fails the request."""
-        request = await self._checked(body, body_type)
+        request = await self._checked(body, body_type, caller)
         stored = await coverage(request, self._salt(caller), self.store)
         return answer.write_coverage(request, stored, answer_type)
 
@@ -138,17 +142,19 @@ class Service:
             ),
         )
 
-    async def _checked(self, body: bytes, body_type: str) -> Request:
+    async def _checked(self, body: bytes, body_type: str, caller: Caller) -> Request:
         with self.tracer.span("door", bytes=len(body)):
             draft = await _off_loop(len(body) > LOOP_BYTES, lambda: self.door.open(body, body_type))
-            return await _off_loop(draft.has_text or len(body) > LOOP_BYTES, lambda: self.door.check(draft))
+            if draft.has_text:
+                return await self._text.run(caller.team, lambda: self.door.check(draft))
+            return await _off_loop(len(body) > LOOP_BYTES, lambda: self.door.check(draft))
 
     def _answer(self, request: Request, gathered: Gathered, media_type: str) -> bytes:
         with self.tracer.span("priority", method=request.draft.method.name):
             return answer.write(request, score(request, gathered), gathered.cost, media_type)
 
-    def _dispatcher(self, name: str, engine: Engine) -> Dispatcher:
-        return Dispatcher(engine, self.store, self.admission, self.metrics, name=name, queue=self._queue)
+    def _feed(self, name: str, engine: Engine) -> Feed:
+        return Feed(engine, self.store, self.admission, self.metrics, name=name, queue=self._queue)
 
     def _salt(self, caller: Caller) -> str:
         return caller.team if self.settings.store.scope == "team" else ""

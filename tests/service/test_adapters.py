@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ import pytest
 from tokenpriority_service.app import create_app
 from tokenpriority_service.configuration.settings import FakeModel, Settings, VllmModel
 from tokenpriority_service.engines.fake import FakeEngine
+from tokenpriority_service.scheduling.window import FIRST_SLICE_TOKENS
+from tokenpriority_service.teams.caller import ANYONE
 
 BODY = {"sequences": [{"token_ids": list(range(20))}]}
 HOST = VllmModel(model="weights", max_model_len=64, adapters={"tuned": "lora/tuned", "other": "lora/other"})
@@ -40,6 +43,21 @@ def test_each_adapter_is_a_model_of_its_own(serve: Any, host: Any) -> None:
         # An adapter may be the base of a method.
         cleaning = {**BODY, "method": {"name": "token_cleaning", "params": {"base": "tuned"}}}
         assert server.post(cleaning).json()["base"]["name"] == "tuned"
+
+
+def test_they_wait_in_the_queue_of_their_host(serve: Any, host: Any, wait_until: Callable[..., None]) -> None:
+    with serve({"reference": host}) as server, ThreadPoolExecutor(4) as pool:
+        host.release.clear()
+        full = [{"sequences": [{"token_ids": [n] * FIRST_SLICE_TOKENS}]} for n in range(2)]
+        answers = [pool.submit(server.post, body) for body in full]
+        wait_until(lambda: len(host.jobs) == 2, "a full engine")
+        answers.append(pool.submit(server.post, {**BODY, "model": "tuned"}))
+        wait_until(lambda: server.service.admission.queued_tokens == 2 * FIRST_SLICE_TOKENS + 20, "the third request")
+        queued = {name: dict(model.dispatcher.queued) for name, model in server.service.models.ready.items()}
+        assert queued == {"reference": {}, "tuned": {(ANYONE, "interactive"): 20}, "other": {}}
+        assert host.siblings["tuned"].jobs == []
+        host.release.set()
+        assert [each.result().status_code for each in answers] == [200, 200, 200]
 
 
 def test_their_names_are_known_while_the_host_loads(serve: Any, host: Any, wait_until: Callable[..., None]) -> None:

@@ -139,6 +139,7 @@ ITEMS: dict[str, tuple[dict[str, Any], str, list[str]]] = {
         "invalid_sequence", ["spans[0].end", "messages[1].content", "5 characters", "got 9"],
     ),
     "no messages": ({"messages": []}, "invalid_sequence", ["messages", "at least 1", "got 0"]),
+    "too many messages": ({"messages": TALK * 2049}, "invalid_sequence", ["messages", "at most 4096", "got 4098"]),
     "message without role": ({"messages": [{"content": "a"}]}, "invalid_sequence", ["messages[0].role", "None"]),
     "message the template refuses": ({"messages": [{"role": "user"}]}, "invalid_sequence", ["messages", "template"]),
     "no assistant": (

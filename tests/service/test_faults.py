@@ -10,7 +10,7 @@ import pytest
 
 from tokenpriority import Client, ConnectionFailed
 from tokenpriority_service.engines.fake import FakeEngine
-from tokenpriority_service.scheduling import dispatch
+from tokenpriority_service.scheduling import feed
 from tokenpriority_service.scheduling.window import FIRST_SLICE_TOKENS
 
 BODY = {"sequences": [{"token_ids": [1, 2, 3]}]}
@@ -25,7 +25,7 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 
 @pytest.fixture
 def quick_watch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "WATCH_SECONDS", 0.02)
+    monkeypatch.setattr(feed, "WATCH_SECONDS", 0.02)
 
 
 def refused(response: Any) -> None:

@@ -87,7 +87,7 @@ def test_settings_are_frozen(file: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[server]\nprot = 1", ["server.prot", "unknown key", "1"]),
+        ("[server]\nprot = 1", ["server.prot: unknown key"]),
         ("[servers]\nport = 1", ["servers", "unknown key"]),
         ("[server]\nport = 70000", ["server.port", "65535", "70000"]),
         ('[server]\nport = "x"', ["server.port", "'x'"]),
@@ -154,6 +154,70 @@ def test_an_api_key_in_the_file_is_not_printed(tmp_path: Path, text: str) -> Non
     with pytest.raises(InvalidSettings, match=r"models\.a\.(urls|api_key)") as error:
         read(path)
     assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[database]\nuri = "postgresql://u:secret@h/db"',
+        '[database]\nurl = ["postgresql://u:secret@h/db"]',
+        '[databse]\nurl = "postgresql://u:secret@h/db"',
+        'database = "postgresql://u:secret@h/db"',
+        '[server]\ndatabase = "postgresql://u:secret@h/db"',
+        'server = "https://u:secret@h"',
+        'models = "sk-secret"',
+        '[models]\napi_key = "sk-secret"',
+        '[server]\ntrace = "https://u:secret@h"',
+        '[server]\ntraces = "https://u:secret@h"',
+        '[server]\ntraces = "grpc://u:secret@h"',
+        '[server]\ntraces = "https://h/?token=secret"',
+        '[server]\ntraces = "https://u:secret/@h"',
+        '[server]\ntraces = "https://u:1234/secret@h"',  # u:1234 could be a host and its port
+        '[server]\ntraces = "https://secret:secret"',
+        '[server]\ntraces = "https://[secret"',
+        '[server]\ntraces = ["https://u:secret@h"]',
+        "[teem.a]\nkey_sha256 = 'tp_secret'",
+        "[teams]\na = 'tp_secret'",
+        REMOTE + "urls = 'http://u:secret@h'",
+        REMOTE + "urls = ['http://u:secret/@h']",
+        REMOTE + "urls = ['http://u:secret']",
+    ],
+)
+def test_no_password_in_the_file_is_printed(tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TOKENPRIORITY_DATABASE__URL", raising=False)  # the tests' own would win
+    path = tmp_path / "server.toml"
+    path.write_text(text)
+    with pytest.raises(InvalidSettings, match=r"server\.toml: (server|datab|models|te)") as error:
+        read(path)
+    assert "secret" not in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("DATABASE", "postgresql://u:secret@h/db"),
+        ("DATABASE__URI", "postgresql://u:secret@h/db"),
+        ("SERVER__TRACES", "https://u:secret@h"),
+        ("MODELS__A__URLS", "http://u:secret@h"),
+        ("TEAMS", "tp_secret"),
+    ],
+)
+def test_no_password_in_the_environment_is_printed(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv("TOKENPRIORITY_MODELS__A__ENGINE", "remote")
+    monkeypatch.setenv("TOKENPRIORITY_MODELS__A__MODEL", "m")
+    monkeypatch.setenv(f"TOKENPRIORITY_{name}", value)
+    with pytest.raises(InvalidSettings) as error:
+        read()
+    assert "secret" not in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("url", ["http://collector:4318", "https://[::1]:4318", "https://example.org/otlp/"])
+def test_addresses_that_may_be_a_collectors(tmp_path: Path, url: str) -> None:
+    path = tmp_path / "server.toml"
+    path.write_text(f'[server]\ntraces = "{url}"')
+    assert read(path).server.traces == url
 
 
 def test_lists_and_tables_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+import sqlalchemy as sa
 
+from tokenpriority import wire
 from tokenpriority_service.configuration.settings import (
     DatabaseSettings,
     ServerSettings,
@@ -17,6 +21,7 @@ from tokenpriority_service.configuration.settings import (
     TeamSettings,
 )
 from tokenpriority_service.database.database import Database
+from tokenpriority_service.database.tables import usage as usage_table
 from tokenpriority_service.engines.fake import FakeEngine
 from tokenpriority_service.store import BLOCK_TOKENS
 from tokenpriority_service.teams import keys
@@ -207,6 +212,33 @@ def test_usage_by_team_and_model(shared: Any) -> None:
         bad = server.http.get("/v1/usage?since=-1", headers=alpha)
         assert bad.status_code == 422
         assert bad.json()["error"]["message"].startswith("since: ")
+
+
+def test_usage_is_of_the_last_month_unless_asked_for(shared: Any) -> None:
+    world = shared()
+    with world.running as server:
+        alpha = world.key("alpha")
+        counts = {"tokens": 1, "cached_tokens": 0, "requests": 1, "rejections": 0}
+        month, hour = 31 * 24 * 3600, int(time.time()) // 3600 * 3600
+        hours = [hour, hour - month + 3600, hour - month - 3600, 0]
+        rows = [{"team": "alpha", "model": "reference", "hour": each, **counts} for each in hours]
+        world.database.write_now(lambda connection: connection.execute(sa.insert(usage_table), rows))
+
+        def told(query: str) -> list[int]:
+            answer = server.http.get(f"/v1/usage{query}", headers={**alpha, "accept": wire.MSGPACK})
+            assert answer.status_code == 200, answer.text
+            return [each["hour"] for each in msgspec.msgpack.decode(answer.content)["usage"]][::-1]
+
+        assert told("") == hours[:2]
+        assert told("?since=0") == hours
+        assert told(f"?until={hour - month}") == hours[2:3]
+        [parameter] = [
+            each
+            for each in server.http.get("/openapi.json").json()["paths"]["/v1/usage"]["get"]["parameters"]
+            if each["name"] == "since"
+        ]
+        assert "31 days" in parameter["description"]
+        assert (parameter["required"], parameter["schema"]["type"]) == (False, "integer")
 
 
 def test_the_store_may_be_each_teams_own(shared: Any) -> None:

@@ -130,9 +130,9 @@ class Replica:
         """What a route tells in JSON; it must succeed."""
         return self.http.get(path, headers=headers(key)).raise_for_status().json()
 
-    def metric(self, name: str) -> float:
+    def metric(self, name: str, key: str | None = None) -> float:
         """The sum of a metric's samples."""
-        lines = self.http.get("/metrics").raise_for_status().text.splitlines()
+        lines = self.http.get("/metrics", headers=headers(key)).raise_for_status().text.splitlines()
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if re.match(rf"{name}[ {{]", line))
 
     def until_ready(self) -> None:

@@ -115,7 +115,7 @@ class Serial(Simulated):
                     wave[index][1].one()
 
 
-_BATCHING = replace(FakeEngine().info, batches=True)
+_BATCHING = replace(FakeEngine().info, batches=True, urgent_first=True)
 
 
 @dataclass

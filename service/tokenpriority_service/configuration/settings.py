@@ -17,6 +17,7 @@ from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     TomlConfigSettingsSource,
 )
 
@@ -30,6 +31,7 @@ from tokenpriority_service.configuration.settings_models import (
     TorchModel,
     VllmModel,
 )
+from tokenpriority_service.configuration.url import check_url
 
 __all__ = [
     "LOOPBACK",
@@ -56,6 +58,10 @@ def _expanded(url: str) -> str:
     return f"sqlite:///{Path.home()}{url.removeprefix(HOME)}" if url.startswith(HOME) else url
 
 
+def _check_collector(url: str) -> str:
+    return check_url(url, "give the collector's headers in OTEL_EXPORTER_OTLP_HEADERS")
+
+
 class ServerSettings(Section):
     """`[server]`: where it listens and how much it takes at once."""
 
@@ -72,8 +78,9 @@ class ServerSettings(Section):
     max_queued_tokens: int = Field(2_097_152, ge=1)
     """Most tokens queued or in the engines, over all requests; above it a request is refused with 503, and with 429 if
     its team would hold more than it leaves free for others."""
-    traces: str | None = Field(None, pattern="^https?://")
-    """Address of an OpenTelemetry collector (OTLP over HTTP, such as `http://collector:4318`); default no traces."""
+    traces: Annotated[str, AfterValidator(_check_collector)] | None = None
+    """Address of an OpenTelemetry collector (OTLP over HTTP, such as `http://collector:4318`), without user or
+    password; default no traces."""
     drain_seconds: float = Field(30.0, ge=0)
     """On SIGTERM, how long accepted requests may take to finish before they are cancelled."""
 
@@ -203,5 +210,7 @@ def read(file: Path | None = None, options: Mapping[str, Any] | None = None) -> 
         return FromFile(**(options or {}))
     except tomllib.TOMLDecodeError as error:
         raise InvalidSettings(f"{file}: not valid TOML: {error}") from None
+    except SettingsError as error:  # a variable that should hold JSON; it does not quote it
+        raise InvalidSettings(f"environment: {error}") from None
     except ValidationError as error:
         raise InvalidSettings(f"{file or 'settings'}: {explain(error)}") from None

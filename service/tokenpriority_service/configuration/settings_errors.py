@@ -1,7 +1,7 @@
 """A mistake in the configuration, told in one line: key, what is wrong, value.
 
-Knows pydantic's errors. Never prints what may be a secret: a team's key pasted in place of its hash, an API key in
-place of its variable's name.
+Knows pydantic's errors. Never prints what may be a secret: a database's URL, a team's key pasted in place of its hash,
+an API key in place of its variable's name, whatever stands under a key that nobody knows.
 """
 
 from __future__ import annotations
@@ -13,6 +13,11 @@ from pydantic import ValidationError
 
 from tokenpriority_service.configuration.settings_models import MODELS
 
+_TABLES = ("model_type", "dict_type", "union_tag_not_found")
+"""Mistakes where a table is expected."""
+_SECRETS = {"traces", "urls", "api_key_env"}
+"""Settings beside those of the database and the teams that may hold a key or a password by mistake."""
+
 
 class InvalidSettings(Exception):
     """The configuration cannot be used; the message is one line naming the key, its value and the limit."""
@@ -22,7 +27,7 @@ def explain(error: ValidationError) -> str:
     """The first mistake, and how many more there are."""
     first = error.errors()[0]
     key, what = _told(first["type"], list(first["loc"]), first)
-    shown = first["type"] not in ("missing", "value_error") and not _secret(first["loc"], first["type"])
+    shown = first["type"] not in ("missing", "value_error") and not _secret(first["loc"], first["type"], first["input"])
     got = f", got {first['input']!r}" if shown else ""
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return f"{key}: {what}{got}{more}" if key else f"{what}{more}"
@@ -47,7 +52,10 @@ def _told(kind: str, place: list[str | int], error: Any) -> tuple[str, str]:
     return ".".join(map(str, place)), what
 
 
-def _secret(place: Sequence[str | int], kind: str) -> bool:
-    """Whether a key may stand where the mistake is."""
-    of_model = place[:1] == ("models",) and (kind == "extra_forbidden" or "api_key_env" in place)
-    return place[:1] == ("teams",) or of_model
+def _secret(place: Sequence[str | int], kind: str, value: Any) -> bool:
+    """Whether a key or a password may stand where the mistake is."""
+    # The name of an unknown key tells what is wrong; its value may be that of any other.
+    unknown = kind == "extra_forbidden"
+    # Such as a URL or a key in place of the table that has a place for it.
+    no_table = kind in _TABLES and isinstance(value, str | list)
+    return unknown or no_table or place[:1] in (("database",), ("teams",)) or not _SECRETS.isdisjoint(place)

@@ -8,24 +8,18 @@ from __future__ import annotations
 
 import os
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from tokenpriority_service.configuration.section import Section
+from tokenpriority_service.configuration.url import check_url
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Location = Annotated[str, Field(min_length=1), AfterValidator(os.path.expanduser)]
 
 
 def _check_url(url: str) -> str:
-    """A URL as it is. Raises ValueError without quoting it: a password may stand in it."""
-    parts = urlsplit(url)
-    if parts.username is not None or parts.password is not None:
-        raise ValueError("a URL must hold no user or password; name the key's variable in api_key_env")
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise ValueError("must be http://HOST[:PORT] or https://HOST[:PORT], with no query")
-    return url
+    return check_url(url, "name the key's variable in api_key_env")
 
 
 def _check_distinct(urls: list[str]) -> list[str]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
@@ -33,6 +35,11 @@ BUSY_SECONDS = 5
 """How long SQLite waits for another process that writes."""
 RETRY_SECONDS = 2.0
 """`retry_after` while the database is away."""
+SILENT_SECONDS = 1.0
+"""A host that lets a connection fail only after so long is asked by one caller in RETRY_SECONDS; the others are told
+at once, so that they do not wait for it one after another."""
+RESERVED_BYTES = 64 << 20
+"""What SQLite's disk keeps free for keys, charges and usage, half of a small disk; see `has_room`."""
 
 STATEMENT_SECONDS = 10
 """How long PostgreSQL may take for a statement, or hold a transaction in which nothing happens."""
@@ -63,6 +70,9 @@ class Database:
         # two steps is an InvalidRequestError.
         self._errors = (DBAPIError, InvalidRequestError, PoolTimeout, self._engine.dialect.loaded_dbapi.Error)
         self._logged: dict[str, float] = {}
+        self._silent_lock = threading.Lock()
+        self._next_try: float | None = None
+        """While its host is silent: when to try again."""
         # Apart: work that waits for its turn to write does not keep others from reading.
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="database-read")
         writers = 1 if self.dialect == "sqlite" else WRITERS
@@ -78,6 +88,14 @@ class Database:
         """The URL without its password."""
         return self.url.render_as_string(hide_password=True)
 
+    @property
+    def has_room(self) -> bool:
+        """Whether there is room for what can be left out: on a disk that is full, nobody could be charged."""
+        if self.dialect != "sqlite" or self.in_memory:
+            return True
+        disk = shutil.disk_usage(Path(str(self.url.database)).parent)
+        return disk.free > min(RESERVED_BYTES, disk.total // 2)
+
     async def read(self, work: Work[T]) -> T:
         """Run `work` on a connection, in a thread. Raises Unavailable if the database is away."""
         return await asyncio.get_running_loop().run_in_executor(self._readers, self.read_now, work)
@@ -89,7 +107,7 @@ class Database:
     def read_now(self, work: Work[T]) -> T:
         """`read` in the calling thread."""
         try:
-            with self._reading or nullcontext(), self._engine.connect() as connection:
+            with self._reading or nullcontext(), self._connect() as connection:
                 return work(connection)
         except self._errors as error:
             raise self._away(error) from error
@@ -99,7 +117,7 @@ class Database:
         try:
             with (
                 self._writing or nullcontext(),
-                self._engine.connect() as connection,
+                self._connect() as connection,
                 connection.execution_options(writes=True).begin(),
             ):
                 return work(connection)
@@ -112,13 +130,35 @@ class Database:
         self._writers.shutdown()
         self._engine.dispose()
 
+    def _connect(self) -> sa.Connection:
+        began = time.monotonic()
+        with self._silent_lock:
+            if self._next_try is not None:
+                if began < self._next_try:
+                    raise _unavailable()
+                self._next_try = began + RETRY_SECONDS
+        try:
+            connection = self._engine.connect()
+        except self._errors:
+            failed = time.monotonic()
+            silent = self.dialect == "postgresql" and failed - began >= SILENT_SECONDS
+            self._next_try = failed + RETRY_SECONDS if silent else None
+            raise
+        self._next_try = None
+        return connection
+
     def _away(self, error: Exception) -> Unavailable:
         said = reason(error)
         now = time.monotonic()
-        if now - self._logged.get(said, -LOG_SECONDS) >= LOG_SECONDS:
-            self._logged = {said: now}
+        self._logged = {text: at for text, at in self._logged.items() if now - at < LOG_SECONDS}
+        if said not in self._logged:
+            self._logged[said] = now
             logger.warning("database: %s", said)
-        return Unavailable("the server's database cannot be used now", retry_after=RETRY_SECONDS)
+        return _unavailable()
+
+
+def _unavailable() -> Unavailable:
+    return Unavailable("the server's database cannot be used now", retry_after=RETRY_SECONDS)
 
 
 def reason(error: BaseException) -> str:
@@ -159,8 +199,9 @@ def _sqlite(url: sa.URL) -> sa.Engine:
     @sa.event.listens_for(engine, "connect")
     def prepare(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # transactions are ours to begin
-        for pragma in ("page_size = 4096", "journal_mode = WAL", "synchronous = NORMAL"):
-            connection.execute(f"PRAGMA {pragma}")
+        connection.execute("PRAGMA page_size = 4096")
+        _turn_to_wal(connection)
+        connection.execute("PRAGMA synchronous = NORMAL")
 
     @sa.event.listens_for(engine, "begin")
     def begin(connection: sa.Connection) -> None:
@@ -169,6 +210,20 @@ def _sqlite(url: sa.URL) -> sa.Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine
+
+
+def _turn_to_wal(connection: Any) -> None:
+    """Of several processes that open a new file at once one does it; SQLite refuses the others without waiting."""
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def _postgresql(url: sa.URL) -> sa.Engine:

@@ -6,6 +6,7 @@ imported when that engine is loaded, never by this file.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -65,6 +66,18 @@ class EngineInfo:
     they are reported absent; optional signals not listed here are never asked for."""
     batches: bool = False
     """Whether it batches over calls, and so wants the next ones before it is done; else it does one after the other."""
+    urgent_first: bool = False
+    """Whether urgent jobs go before all others it has not begun with, whenever it was given those."""
+    length_bounds: tuple[int, ...] = ()
+    """Lengths, ascending, each of which parts sequences up to it from longer ones: beyond it all of a sequence's
+    evidence, that of its first tokens too, is had in another way (longrope)."""
+
+    def content_fingerprint(self, length: int) -> str:
+        """What evidence of sequences of so many tokens is known by: the evidence of equal beginnings under equal
+        fingerprints is equal.
+        """
+        passed = bisect_left(self.length_bounds, length)
+        return f"{self.fingerprint}>{self.length_bounds[passed - 1]}" if passed else self.fingerprint
 
 
 class Engine(Protocol):

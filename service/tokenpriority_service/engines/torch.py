@@ -61,6 +61,7 @@ class TorchEngine:
         # Padded heads and padded embeddings both exist; only ids that both know can be scored.
         vocab_size = min(head.vocab_size, _input_vocab_size(loaded))
         check_model(loaded, head, vocab_size, length)
+        bounds = _length_bounds(loaded.config.get_text_config())
         self._tokenizer = load_tokenizer(model)
         self._info = EngineInfo(
             engine="torch",
@@ -68,12 +69,13 @@ class TorchEngine:
             dtype=dtype,
             max_model_len=length,
             vocab_size=vocab_size,
-            fingerprint=model_fingerprint(loaded, self._tokenizer, _numerics(loaded, dtype, device)),
+            fingerprint=model_fingerprint(loaded, self._tokenizer, _numerics(loaded, dtype, device, bounds)),
             signals=ENGINE_SIGNALS,
+            length_bounds=bounds,
         )
         self._threads = threads
         self._scorer: Scorer | None = Scorer(loaded, head)
-        plan = partial(plan_batches, max_tokens=max_batch_tokens, regime=_regime(loaded.config.get_text_config()))
+        plan = partial(plan_batches, max_tokens=max_batch_tokens, bounds=bounds)
         self._worker = Worker(self._run, plan, name=f"torch engine {model}")
 
     @property
@@ -156,17 +158,22 @@ def _input_vocab_size(model: Any) -> int:
     return int(model.get_input_embeddings().weight.shape[0])
 
 
-def _regime(config: Any) -> int | None:
-    """The length above which a forward, with all that is in it, uses other rotary frequencies (longrope)."""
+def _length_bounds(config: Any) -> tuple[int, ...]:
+    """The lengths above which a forward, with all that is in it, uses other rotary frequencies (longrope).
+
+    Dynamic NTK scaling depends on the length too, but only beyond `max_position_embeddings`, which is never scored.
+    """
     rope = getattr(config, "rope_parameters", None) or {}
-    for parameters in (rope, *(each for each in rope.values() if isinstance(each, dict))):
-        if parameters.get("rope_type") == "longrope":
-            return int(parameters["original_max_position_embeddings"])
-    return None
+    kinds = (rope, *(each for each in rope.values() if isinstance(each, dict)))
+    long = [each for each in kinds if each.get("rope_type") == "longrope"]
+    return tuple(sorted({int(each["original_max_position_embeddings"]) for each in long}))
 
 
-def _numerics(model: PreTrainedModel, dtype: str, device: str) -> dict[str, str]:
+def _numerics(model: PreTrainedModel, dtype: str, device: str, bounds: tuple[int, ...]) -> dict[str, str]:
+    # Evidence kept before lengths were told apart (2026-11-29) is not to be found any more.
+    apart = {"length_bounds": str(bounds)} if bounds else {}
     return {
+        **apart,
         "engine": "torch",
         "statistics": str(statistics.VERSION),
         "dtype": dtype,

@@ -19,6 +19,8 @@ from typing import Any
 from tokenpriority.errors import InvalidSequence
 from tokenpriority.schema import Message
 
+MAX_MESSAGES = 4096
+"""Most messages of a conversation: a template may render it hundreds of times, and need not write a token for each."""
 MAX_UNMARKED_TURNS = 256
 """Most assistant turns for a template without marks: each is rendered twice, over ever longer prefixes."""
 
@@ -101,9 +103,11 @@ class Chat:
 
 
 def check_messages(field: str, messages: Sequence[Message]) -> None:
-    """Raises InvalidSequence if there are no messages or one has no role."""
+    """Raises InvalidSequence if there are no messages, too many, or one has no role."""
     if not messages:
         raise InvalidSequence(f"{field}: must hold at least 1 message, got 0")
+    if len(messages) > MAX_MESSAGES:
+        raise InvalidSequence(f"{field}: must hold at most {MAX_MESSAGES} messages, got {len(messages)}")
     for index, message in enumerate(messages):
         if not isinstance(message.get("role"), str):
             raise InvalidSequence(f"{field}[{index}].role: must be a string, got {message.get('role')!r}")

@@ -100,7 +100,7 @@ class Door:
         )
 
     def check(self, draft: Draft) -> Request:
-        """Check every sequence. Raises TooLarge if they hold too many tokens together.
+        """Check every sequence. Raises TooLarge as soon as they hold too many tokens together.
 
         Slow where text is to be tokenised, so not for the event loop then; safe in any thread.
         """
@@ -117,8 +117,9 @@ class Door:
             sequences.append(checked)
             if isinstance(checked, Sequence):
                 tokens += len(checked.token_ids)
-        if tokens > limit:
-            raise TooLarge(f"sequences: a request holds at most {limit} tokens, got {tokens}")
+            if tokens > limit:
+                of = f"the first {len(sequences)} of {len(draft.items)} sequences"
+                raise TooLarge(f"sequences: a request holds at most {limit} tokens, got {tokens} in {of}")
         return Request(draft, sequences, tokens)
 
     def _base(self, model: Model, method: Method, params: Params) -> Model | None:

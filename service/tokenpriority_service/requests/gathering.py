@@ -119,8 +119,9 @@ def _wishes(request: Request, salt: str) -> list[list[tuple[Model, Sequence, Wan
 
 
 def _wanted(model: Model, sequence: Sequence, top20: bool, salt: str) -> Wanted:
-    keys = content_keys(model.engine.info.fingerprint, sequence.token_ids, salt)
-    return Wanted(keys, len(sequence.token_ids), sequence.score_from, top20)
+    length = len(sequence.token_ids)
+    keys = content_keys(model.engine.info.content_fingerprint(length), sequence.token_ids, salt)
+    return Wanted(keys, length, sequence.score_from, top20)
 
 
 async def _compute(

@@ -19,11 +19,14 @@ from tokenpriority.schema import SequenceItem, Span
 from tokenpriority.spans import Labels, Surface, span_labels
 from tokenpriority_service.engines.engine import Ids
 from tokenpriority_service.models import Model
+from tokenpriority_service.requests.length import Length
 from tokenpriority_service.requests.text import Mask, Tokens
 
 ItemId = str | int
 MAX_SPANS = 4096
 """Each span is laid over the whole sequence, so their number is bounded."""
+MAX_LABELLED_MESSAGES = 256
+"""Most messages with spans in them: for each the conversation is rendered once more."""
 WIRE_INTEGERS = (-(2**63), 2**64 - 1)
 """The integers msgpack can carry."""
 
@@ -97,8 +100,10 @@ def check_item(
             raise InvalidSequence(
                 f"{field}: the method must know which tokens are the prompt; give messages or prompt + completion"
             )
-        tokens = _tokens(model, item, field, prompt)
-        _check_ids(models, tokens.ids, field)
+        length = Length(field, [(each.name, each.engine.info.max_model_len) for each in models])
+        tokens = _tokens(model, item, field, length, prompt)
+        length.check(len(tokens.ids))
+        _check_ids(model, tokens.ids, field)
         mask = _mask(item, tokens)
         labels = _labels(item.spans, tokens) if item.spans is not UNSET else None
         surface = tokens.surface if offsets else None
@@ -136,26 +141,20 @@ def _form(item: SequenceItem) -> str:
     return forms[0]
 
 
-def _tokens(model: Model, item: SequenceItem, field: str, prompt: bool) -> Tokens:
+def _tokens(model: Model, item: SequenceItem, field: str, length: Length, prompt: bool) -> Tokens:
     if item.token_ids is not UNSET:
         # A copy: the ids outlive the body, and libraries want to own what they read.
         ids = wire.unpack(item.token_ids, wire.U4, field).astype(np.uint32)
         return Tokens(ids, np.ones(len(ids), np.bool_))
     if model.text is None:
         raise InvalidSequence(f"{field}: model {model.name!r} has no tokenizer; send token_ids")
-    return model.text.tokens(item, turns=prompt or (item.mask is UNSET and item.score_from is UNSET))
+    return model.text.tokens(item, length, turns=prompt or (item.mask is UNSET and item.score_from is UNSET))
 
 
-def _check_ids(models: list[Model], ids: Ids, field: str) -> None:
+def _check_ids(model: Model, ids: Ids, field: str) -> None:
     if not len(ids):
         raise InvalidSequence(f"{field}: a sequence has at least 1 token, got 0")
-    for model in models:
-        limit = model.engine.info.max_model_len
-        if len(ids) > limit:
-            raise InvalidSequence(
-                f"{field}: model {model.name!r} takes at most {limit} tokens (max_model_len), got {len(ids)}"
-            )
-    vocab_size = models[0].engine.info.vocab_size
+    vocab_size = model.engine.info.vocab_size
     if ids.max() >= vocab_size:
         index = int((ids >= vocab_size).argmax())
         name = "token_ids" if field == "token_ids" else f"tokens of {field}"
@@ -165,6 +164,11 @@ def _check_ids(models: list[Model], ids: Ids, field: str) -> None:
 def _labels(spans: list[Span], tokens: Tokens) -> Labels:
     if len(spans) > MAX_SPANS:
         raise InvalidSequence(f"spans: a sequence has at most {MAX_SPANS}, got {len(spans)}")
+    messages = {span.message for span in spans} - {UNSET}
+    if len(messages) > MAX_LABELLED_MESSAGES:
+        raise InvalidSequence(
+            f"spans: those of a sequence lie in at most {MAX_LABELLED_MESSAGES} messages, got {len(messages)}"
+        )
     return span_labels(spans, len(tokens.ids), tokens.surface)
 
 

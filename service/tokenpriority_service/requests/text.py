@@ -1,6 +1,7 @@
 """The four forms of a sequence -> token ids, what is scored by default, and which characters each token stands for.
 
-Knows a model's tokenizer, as transformers gives it. Knows nothing of spans, limits or requests.
+Knows a model's tokenizer, as transformers gives it, and what has to wait until a text is known to fit. Knows nothing of
+spans or requests.
 
 - `text`: the tokenizer's own call, with the special tokens it adds by default; all is scored.
 - `messages`: the chat template's text, tokenised without further special tokens; the assistant's turns are scored.
@@ -23,6 +24,7 @@ from tokenpriority.schema import Message, SequenceItem
 from tokenpriority.spans import Conversation, Surface
 from tokenpriority_service.engines.engine import Ids
 from tokenpriority_service.requests.chat import Chat, check_messages
+from tokenpriority_service.requests.length import Length
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -51,24 +53,25 @@ class Text:
         """The model's chat template. Raises InvalidSequence if it has none."""
         return Chat(self._tokenizer)
 
-    def tokens(self, item: SequenceItem, *, turns: bool) -> Tokens:
+    def tokens(self, item: SequenceItem, length: Length, *, turns: bool) -> Tokens:
         """The tokens of a sequence given as text, messages or prompt + completion.
 
         `turns` says whether the assistant's turns must be found; without it messages are scored whole. Raises
-        InvalidSequence naming the field.
+        InvalidSequence naming the field; what is clearly longer than `length` is not tokenised.
         """
         if item.text is not UNSET:
-            return self._tokenize(item.text)
+            return self._tokenize(item.text, length)
         if item.messages is not UNSET:
-            return self._messages(item.messages, turns=turns)
-        return self._completion(item.prompt, item.completion)
+            return self._messages(item.messages, length, turns=turns)
+        return self._completion(item.prompt, item.completion, length)
 
-    def _messages(self, messages: list[Message], *, turns: bool) -> Tokens:
+    def _messages(self, messages: list[Message], length: Length, *, turns: bool) -> Tokens:
         check_messages("messages", messages)
         text = self.chat.render(messages)
-        tokens = self._tokenize(text, messages)
+        tokens = self._tokenize(text, length, messages)
         if not turns:
             return tokens
+        length.check(len(tokens.ids))  # before what may render it hundreds of times
         offsets = tokens.surface.offsets if tokens.surface is not None else None
         if offsets is None:
             raise InvalidSequence("messages: finding the assistant's tokens needs a fast tokenizer; give score_from")
@@ -78,15 +81,16 @@ class Text:
             scored |= (starts < end) & (ends > start) & (ends > starts)
         return Tokens(tokens.ids, scored, tokens.surface, ~scored)
 
-    def _completion(self, prompt: Any, completion: Any) -> Tokens:
+    def _completion(self, prompt: Any, completion: Any, length: Length) -> Tokens:
         if isinstance(prompt, str) and isinstance(completion, str):
-            head, whole = self._tokenize(prompt), self._tokenize(prompt + completion)
+            whole = self._tokenize(prompt + completion, length)
+            head = self._tokenize(prompt, length)
         elif isinstance(prompt, list) and isinstance(completion, list):
             check_messages("prompt", prompt)
             check_messages("completion", completion)
             messages = [*prompt, *completion]
-            head = self._tokenize(self.chat.render(prompt, generation_prompt=True), prompt)
-            whole = self._tokenize(self.chat.render(messages), messages)
+            whole = self._tokenize(self.chat.render(messages), length, messages)
+            head = self._tokenize(self.chat.render(prompt, generation_prompt=True), length, prompt)
         else:
             raise InvalidSequence("completion: must be of the same kind as prompt, both strings or both messages")
         scored = np.arange(len(whole.ids)) >= _common_prefix(head.ids, whole.ids)
@@ -94,7 +98,8 @@ class Text:
             raise InvalidSequence("completion: adds no token to the prompt, so nothing would be scored")
         return Tokens(whole.ids, scored, whole.surface, ~scored)
 
-    def _tokenize(self, text: str, messages: list[Message] | None = None) -> Tokens:
+    def _tokenize(self, text: str, length: Length, messages: list[Message] | None = None) -> Tokens:
+        length.check_text(text, self._count)
         fast = bool(self._tokenizer.is_fast)
         # A template writes its special tokens itself.
         encoding = self._tokenizer(
@@ -108,6 +113,10 @@ class Text:
         offsets = np.array(encoding["offset_mapping"], np.int64).reshape(-1, 2) if fast else None
         conversation = None if messages is None else Conversation(messages, self.chat.render)
         return Tokens(ids, np.ones(len(ids), np.bool_), Surface(text, offsets, conversation))
+
+    def _count(self, text: str) -> int:
+        encoding = self._tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        return len(encoding["input_ids"])
 
 
 def _common_prefix(head: Ids, whole: Ids) -> int:

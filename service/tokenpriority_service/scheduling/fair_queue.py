@@ -7,8 +7,9 @@ flow has a start tag; the least goes first, and what it takes moves its tag on b
 active starts where the flow last served started: it has no credit from its idle past, and no debt beyond the end of
 what it was last given. So over any time in which two flows always have something queued, their services, each divided
 by its weight, differ by no more than the largest item of the one plus the largest of the other, each likewise divided;
-this holds at whatever speed the items leave. One exception is ours: interactive work that comes after less than its
-share starts a little earlier, so that a request goes whole before the bulk work that came before it.
+this holds at whatever speed the items leave. What a class is given in one turn is one item of it. One exception is
+ours: interactive work that comes after less than its share starts a little earlier, so that a request goes whole before
+the bulk work that came before it.
 """
 
 from __future__ import annotations
@@ -89,11 +90,10 @@ class _Turns(Generic[K]):
 
 
 class _Lane(Generic[T]):
-    """What one team has queued in one class, in order of arrival, with what it costs."""
+    """What one team has queued in one class, in order of arrival, with what each costs."""
 
     def __init__(self) -> None:
         self.items: OrderedDict[T, int] = OrderedDict()  # unlike a dict's, its first is found at once however many went
-        self.tokens = 0
         self.weight = 1.0
 
 
@@ -111,7 +111,6 @@ class _Class(Generic[T]):
             self.turns.enter(flow.team)
         lane.weight = flow.weight  # the latest word counts
         lane.items[item] = tokens
-        lane.tokens += tokens
 
     def head(self) -> tuple[T, str]:
         team = self.turns.first(self.lanes)  # which are in order of their becoming active
@@ -122,7 +121,7 @@ class _Class(Generic[T]):
 
     def remove(self, item: T, team: str) -> None:
         lane = self.lanes[team]
-        lane.tokens -= lane.items.pop(item)
+        del lane.items[item]
         if not lane.items:
             del self.lanes[team]
             self.turns.leave(team)
@@ -155,14 +154,29 @@ class FairQueue(Generic[T]):
 
     def pop(self) -> T:
         """Take what is next, on its flow's account. Raises IndexError if nothing waits."""
-        item = self.peek()
-        flow = self._flows[item]
-        waiting = self._classes[flow.service_class]
-        tokens = waiting.lanes[flow.team].items[item]
-        self._turns.serve(flow.service_class, tokens / CLASS_WEIGHTS[flow.service_class])
-        waiting.serve(flow.team, tokens)
-        self.remove(item)
-        return item
+        return self.take(0)[0]
+
+    def take(self, most: int) -> list[T]:
+        """Take what is next and, in the same turn of its class, what follows of that, as long as all costs no more than
+        `most`. To the other class it is one item; teams take turns in it. Raises IndexError if nothing waits.
+        """
+        name = self._flows[self.peek()].service_class
+        waiting, total = self._classes[name], 0
+        taken: list[T] = []
+        while waiting.lanes:
+            item, team = waiting.head()
+            tokens = waiting.lanes[team].items[item]
+            if taken and total + tokens > most:
+                break
+            waiting.serve(team, tokens)
+            total += tokens
+            taken.append(item)
+            waiting.remove(item, team)
+            del self._flows[item]
+        self._turns.serve(name, total / CLASS_WEIGHTS[name])
+        if not waiting.lanes:
+            self._turns.leave(name)
+        return taken
 
     def remove(self, item: T) -> None:
         """Take an item out wherever it stands, on nobody's account. Raises KeyError if it is not queued."""
@@ -182,13 +196,6 @@ class FairQueue(Generic[T]):
     def flow(self, item: T) -> Flow:
         """The flow a queued item waits in. Raises KeyError if it is not queued."""
         return self._flows[item]
-
-    @property
-    def tokens(self) -> dict[tuple[str, str], int]:
-        """(team, class) -> tokens queued, of those that have any."""
-        return {
-            (team, name): lane.tokens for name, waiting in self._classes.items() for team, lane in waiting.lanes.items()
-        }
 
     def __len__(self) -> int:
         return len(self._flows)

@@ -18,10 +18,10 @@ logger = logging.getLogger(__name__)
 
 
 def outcomes(
-    task: asyncio.Task[list[Rows | Exception]], jobs: Sequence[Job], signals: Sequence[str]
+    task: asyncio.Task[list[Rows | Exception]], jobs: Sequence[Job], signals: Sequence[Sequence[str]]
 ) -> list[Rows | ApiError]:
-    """What a call of an engine that gives these signals came to: of each job, evidence as the protocol promises it, or
-    the error it met.
+    """What a call came to: of each job, of whose model these signals are to be had, evidence as the protocol promises
+    it, or the error it met.
     """
     if task.cancelled():
         gone = Unavailable("the engine gave no answer; the work was given up", retry_after=RETRY_SECONDS)
@@ -35,7 +35,7 @@ def outcomes(
     answers = task.result()
     if len(answers) != len(jobs):
         return [EngineFault(f"the engine answered {len(answers)} of {len(jobs)} jobs")] * len(jobs)
-    return [_checked(answer, job, signals) for answer, job in zip(answers, jobs, strict=True)]
+    return [_checked(*each) for each in zip(answers, jobs, signals, strict=True)]
 
 
 def _waitable(error: ApiError) -> ApiError:

@@ -10,6 +10,7 @@ less because it seems slow. Medians are taken of the calls of late, since on a b
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from statistics import median
 
@@ -49,6 +50,10 @@ class Speed:
     def seconds(self, tokens: int) -> float:
         """What so many tokens take, besides what a call takes anyway; 0 before the first call."""
         return tokens * (self._per_token or 0.0)
+
+    def expected(self, tokens: int) -> float:
+        """What a call of so many takes if the engine has nothing else; without end before the first call."""
+        return math.inf if self._per_token is None else self._anyway + self.seconds(tokens)
 
     def tokens_in(self, seconds: float) -> int:
         """Tokens whose work takes so long, besides what a call takes anyway; at least 1."""

@@ -3,9 +3,10 @@
 Knows keys, blocks and how evidence is cut into them and joined again. Knows nothing of where blocks are kept.
 
 The evidence of a token depends on the tokens up to it alone, so it is kept in blocks of `BLOCK_TOKENS` tokens, each
-under a key of everything up to its end: the model's fingerprint and the token ids. Sequences with a common beginning
-(turns of one conversation, completions of one prompt) share its blocks, and of a sequence never seen the beginning may
-be known. A block is a key and some bytes, so any key-value table can hold it.
+under a key of everything up to its end: the fingerprint and the token ids. (Where it depends on the sequence's length
+too, so does the fingerprint: `EngineInfo.content_fingerprint`.) Sequences with a common beginning (turns of one
+conversation, completions of one prompt) share its blocks, and of a sequence never seen the beginning may be known. A
+block is a key and some bytes, so any key-value table can hold it.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ key, its index and the unused rest of a page; rounded up."""
 def content_keys(fingerprint: str, token_ids: Ids, salt: str = "") -> tuple[bytes, ...]:
     """One key of 32 bytes for each block of the ids, first to last; the last one is of the whole.
 
-    blake2b-256 of a model's fingerprint and the token ids, as little-endian u4, up to the end of the block. With a
+    blake2b-256 of a `content_fingerprint` and the token ids, as little-endian u4, up to the end of the block. With a
     `salt` the digest is keyed by it: contents under different salts have nothing in common.
     """
     secret = hashlib.blake2b(salt.encode(), digest_size=32).digest() if salt else b""

@@ -131,7 +131,9 @@ class Writer:
         if not batch:
             return
         entries = list(batch.values())
-        error = await self._write(lambda c: table.insert(c, entries, shard=self._shard, now=time.time()))
+        error = await self._write(
+            lambda c: table.insert(c, entries, shard=self._shard, now=time.time()), needs_room=True
+        )
         if error is None:
             self._health.worked("keep")
         else:  # as likely as not the rest would fail too, each after a wait
@@ -165,7 +167,7 @@ class Writer:
         with contextlib.suppress(Unavailable):
             self.size = await self._database.read(table.size)
 
-    async def _write(self, work: Callable[[sa.Connection], None]) -> Exception | None:
+    async def _write(self, work: Callable[[sa.Connection], None], *, needs_room: bool = False) -> Exception | None:
         """Do it in a transaction; the error if it could not be done."""
 
         def and_sum(connection: sa.Connection) -> Size:
@@ -173,6 +175,8 @@ class Writer:
             return table.size(connection)
 
         try:
+            if needs_room and not self._database.has_room:
+                return Unavailable("its disk is nearly full")
             self.size = await self._database.write(and_sum)
         except Unavailable as error:
             return error

@@ -21,7 +21,7 @@ from tokenpriority_service.database.tables import api_key
 from tokenpriority_service.database.tables import team as team_table
 from tokenpriority_service.teams.caller import OPEN, Caller, Limits, Scope
 from tokenpriority_service.teams.dialect import Clock, at, now
-from tokenpriority_service.teams.keys import all_keys, any_key, digest_of, id_of
+from tokenpriority_service.teams.keys import any_key, digest_of, id_of
 from tokenpriority_service.teams.limits import COLUMNS, of_row
 
 NOBODY = bytes(32)
@@ -59,11 +59,6 @@ class Directory:
     def open_now(self) -> bool:
         """`open`, in the calling thread."""
         return not self._closed and self._is_open(self._database.read_now(any_key))
-
-    def teams_now(self) -> list[str]:
-        """Teams that have a valid key, in the calling thread. Raises Unavailable."""
-        keys = self._database.read_now(lambda connection: all_keys(connection, clock=self._clock))
-        return sorted({*self._digests, *(key.team for key in keys if not key.ended)})
 
     def _is_open(self, any_key: bool) -> bool:
         self._closed = any_key

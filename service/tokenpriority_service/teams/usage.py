@@ -24,6 +24,8 @@ HOUR = 3600
 FLUSH_SECONDS = 1.0
 AWAY_SECONDS = 5.0
 """Pause while the database is away."""
+RECENT_DAYS = 31
+"""What is read if nobody says since when: the table grows by a row per team, model and hour, for good."""
 ROWS = 500
 """Rows of one statement; databases bound its parameters."""
 
@@ -59,20 +61,31 @@ class UsageLog:
         hour = int(self._clock() // HOUR * HOUR)
         self._merge({(team, model, hour): (tokens, cached_tokens, requests, rejections)})
 
-    async def read(self, team: str | None, model: str | None, since: float, until: float) -> list[UsageEntry]:
+    async def read(
+        self, team: str | None, model: str | None, since: float | None, until: float | None
+    ) -> list[UsageEntry]:
         """Hours that overlap [since, until), seconds since the epoch; oldest first. Of a team and a model, or of all.
 
-        What this replica counted is in it; what others counted in the last second may not be. Raises Unavailable.
+        Without `until` there is no end; without `since` it begins RECENT_DAYS before `until`, or before now if that is
+        earlier. What this replica counted is in it; what others counted in the last second may not be. Raises
+        Unavailable.
         """
         await self._flush()
-        query = sa.select(usage).where(usage.c.hour > since - HOUR, usage.c.hour < until)
+        if since is None:
+            now = self._clock()
+            since = (now if until is None else min(until, now)) - RECENT_DAYS * 24 * HOUR
+        query = sa.select(usage).where(usage.c.hour > since - HOUR)
+        if until is not None:
+            query = query.where(usage.c.hour < until)
         if team is not None:
             query = query.where(usage.c.team == team)
         if model is not None:
             query = query.where(usage.c.model == model)
         query = query.order_by(usage.c.hour, usage.c.team, usage.c.model)
-        rows = await self._database.read(lambda connection: connection.execute(query).mappings().all())
-        return [UsageEntry(**row) for row in rows]
+        # Built in the database's thread: there may be many.
+        return await self._database.read(
+            lambda connection: [UsageEntry(**row) for row in connection.execute(query).mappings()]
+        )
 
     def start(self) -> None:
         """Begin to write. Needs a running event loop."""

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
+from pydantic import WithJsonSchema
 
 from tokenpriority import methods, wire
 from tokenpriority.errors import ApiError, Forbidden, InvalidRequest, Unavailable, shown
@@ -19,6 +20,7 @@ from tokenpriority.schema import UsageReport
 from tokenpriority_service.engines.engine import RETRY_SECONDS
 from tokenpriority_service.service import Service
 from tokenpriority_service.teams.caller import Caller, Scope
+from tokenpriority_service.teams.usage import RECENT_DAYS
 from tokenpriority_service.web import media, record
 from tokenpriority_service.web.body import read
 from tokenpriority_service.web.failure import answer_type
@@ -26,8 +28,17 @@ from tokenpriority_service.web.failure import answer_type
 MAX_SECONDS = 253_402_300_799
 """The end of the year 9999."""
 USAGE_QUERY = ("since", "until", "model", "team")
-Seconds = Annotated[int, Query(ge=0, le=MAX_SECONDS)]
-"""Seconds since the epoch."""
+Seconds = Annotated[
+    int | None,
+    Query(ge=0, le=MAX_SECONDS),
+    WithJsonSchema({"type": "integer", "minimum": 0, "maximum": MAX_SECONDS}),  # a query has no null
+]
+"""Seconds since the epoch, if it is given."""
+Since = Annotated[
+    Seconds,
+    Query(description=f"Seconds since the epoch; default {RECENT_DAYS} days before `until`, or before now if earlier."),
+]
+Until = Annotated[Seconds, Query(description="Seconds since the epoch; default no end.")]
 Word = Annotated[str, Query(max_length=200, pattern=r"^[^\x00]*$")]
 """A name; PostgreSQL has no text with NUL in it."""
 
@@ -88,20 +99,23 @@ def create_router(service: Service) -> APIRouter:
         request: Request,
         caller: Caller = keyed,
         *,
-        since: Seconds = 0,
-        until: Seconds = MAX_SECONDS,
+        since: Since = None,
+        until: Until = None,
         model: Word | None = None,
         team: Word | None = None,
     ) -> Response:
-        """What was used, by team, model and hour: of the hours that overlap [`since`, `until`)."""
+        """What was used, by team, model and hour: of the hours that overlap [`since`, `until`), by default the last 31
+        days."""
         for name in request.query_params:
             if name not in USAGE_QUERY:
                 raise InvalidRequest(f"{shown(name)}: unknown query parameter; known are {', '.join(USAGE_QUERY)}")
         if "admin" not in caller.scopes and team not in (None, caller.team):
             raise Forbidden(f"team: this key sees the usage of its own team, {caller.team!r}, only; got {team!r}")
+        media_type = answer_type(request)
         whose = team if "admin" in caller.scopes else caller.team
-        entries = await service.usage.read(whose, model, since, until)
-        return _struct(request, UsageReport(usage=entries))
+        report = UsageReport(usage=await service.usage.read(whose, model, since, until))
+        # In a thread: a year of many teams is megabytes.
+        return Response(await asyncio.to_thread(wire.encode, report, media_type), media_type=media_type)
 
     @router.get("/metrics", dependencies=[admin])
     async def metrics() -> Response:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import socket
 import sqlite3
 import threading
 from pathlib import Path
@@ -14,7 +16,7 @@ import sqlalchemy as sa
 
 from postgres import Postgres
 from tokenpriority.errors import Unavailable
-from tokenpriority_service.database.database import Database, InvalidUrl
+from tokenpriority_service.database.database import READERS, Database, InvalidUrl
 
 CREATE = sa.text("CREATE TABLE number (value integer)")
 INSERT = sa.text("INSERT INTO number VALUES (:value)")
@@ -64,6 +66,26 @@ def test_the_file_and_its_folders_are_made(tmp_path: Path) -> None:
     ]
     assert modes == ["wal", 1, 4096]
     database.close()
+
+
+def test_a_host_that_never_answers_is_found_out_once_not_by_every_caller() -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as silent:
+        silent.settimeout(0.2)
+        database = Database(f"postgresql://user@127.0.0.1:{silent.getsockname()[1]}/name")
+
+        async def ask() -> list[Any]:
+            return await asyncio.gather(*(database.read(total) for _ in range(60)), return_exceptions=True)
+
+        answers = asyncio.run(ask()) + asyncio.run(ask())
+        database.close()
+        assert all(isinstance(each, Unavailable) for each in answers)
+        connections = []
+        with contextlib.suppress(TimeoutError):
+            while True:
+                connections.append(silent.accept()[0])
+        for each in connections:
+            each.close()
+        assert 1 <= len(connections) <= READERS
 
 
 def test_all_of_a_transaction_or_nothing(database: Database) -> None:

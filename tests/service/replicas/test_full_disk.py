@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from replica import Ids, Replica, configured, fresh, logprobs, results, truth
+from replica import Ids, Replica, configured, fresh, logprobs, results, run, truth
 
 FAILURES = "tokenpriority_store_failures_total"
 
@@ -21,7 +22,7 @@ class Disk:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        _mount("-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder))
+        _mount("-t", "tmpfs", "-o", "size=12m", "tmpfs", str(folder))
 
     def grow(self) -> None:
         """Room for all."""
@@ -51,36 +52,42 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 
 
 def test_scoring_goes_on_and_says_so(disk: Disk, tmp_path: Path) -> None:
-    config = configured(tmp_path, f"sqlite:///{disk.folder / 'evidence.db'}", "[store]\nmemory_bytes = 0")
+    """Also for a team whose every request is charged in a database on that disk."""
+    key = "a key of some length, as nobody would choose"
+    team = (
+        f'[teams.limited]\nkey_sha256 = "{hashlib.sha256(key.encode()).hexdigest()}"\ntokens_per_minute = 1_000_000_000'
+    )
+    config = configured(tmp_path, f"sqlite:///{disk.folder / 'evidence.db'}", f"[store]\nmemory_bytes = 0\n{team}")
+    admin = run(config, "keys", "create", "--team", "platform", "--scope", "admin")
     with Replica(config) as replica:
-        assert replica.metric(FAILURES) == 0
-        kept = _score(replica, fresh(20, 64))
+
+        def score(sequences: list[Ids]) -> list[Ids]:
+            """The sequences, each scored and right."""
+            for ids, result in zip(sequences, results(replica.score(sequences, key)), strict=True):
+                np.testing.assert_array_equal(logprobs(result), truth(ids))
+            return sequences
+
+        assert replica.metric(FAILURES, admin) == 0
+        kept = score(fresh(20, 64))
         deadline = time.monotonic() + 60
-        while not replica.metric(FAILURES):
-            _score(replica, fresh(40, 512))
+        while not replica.metric(FAILURES, admin):
+            score(fresh(40, 512))
             assert time.monotonic() < deadline, "the disk never filled"
-        for _ in range(5):
-            _score(replica, fresh(10, 64))
+        for _ in range(300):
+            score(fresh(1, 64))
         assert len(_told(replica, "the store does not work")) == 1
-        _score(replica, kept)  # reading goes on too
+        score(kept)  # reading goes on too
         disk.grow()
         while not _told(replica, "the store works again"):
-            _score(replica, fresh(5, 64))
+            score(fresh(5, 64))
             assert time.monotonic() < deadline, "it never mended"
             time.sleep(0.1)
-        last = _score(replica, fresh(5, 64))
-        while not all(result.cached is True for result in results(replica.score(last, cached_only=True))):
+        last = score(fresh(5, 64))
+        while not all(result.cached is True for result in results(replica.score(last, key, cached_only=True))):
             assert time.monotonic() < deadline, "never written"
             time.sleep(0.1)
         assert len(_told(replica, "the store does not work")) == 1
         assert "Traceback" not in replica.log
-
-
-def _score(replica: Replica, sequences: list[Ids]) -> list[Ids]:
-    """The sequences, each scored and right."""
-    for ids, result in zip(sequences, results(replica.score(sequences)), strict=True):
-        np.testing.assert_array_equal(logprobs(result), truth(ids))
-    return sequences
 
 
 def _told(replica: Replica, words: str) -> list[str]:

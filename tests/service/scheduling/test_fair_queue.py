@@ -99,11 +99,8 @@ def test_services_of_those_who_wait_differ_by_their_largest_items_at_most(
         classes.backlogged({name for _, name in waiting})
         for name, lag in teams.items():
             lag.backlogged({team for team, other in waiting if other == name})
-        expected: dict[tuple[str, str], int] = defaultdict(int)
-        for flow, size in truth.values():
-            expected[flow.team, flow.service_class] += size
-        assert queue.tokens == dict(expected)
-        assert (len(queue), set(queue)) == (len(truth), set(truth))
+        assert {item: queue.flow(item) for item in queue} == {item: flow for item, (flow, _) in truth.items()}
+        assert len(queue) == len(truth)
 
 
 class Paper:
@@ -155,7 +152,7 @@ def test_items_leave_in_order_of_arrival_within_a_flow_and_all_leave(items: list
         expected = [n for n in range(len(items)) if items[n][0] == flow and n not in gone]
         assert [n for n in left if items[n][0] == flow] == expected
     assert len(left) == len(items) - len(gone)
-    assert queue.tokens == {}
+    assert (len(queue), list(queue)) == (0, [])
 
 
 def fill(queue: FairQueue[Any], flow: Flow, count: int, size: int = 10) -> None:
@@ -268,3 +265,17 @@ def test_misuse_is_refused() -> None:
     for missing in (lambda: queue.remove("item"), lambda: queue.move("item", flow), lambda: queue.flow("item")):
         with pytest.raises(KeyError):
             missing()
+
+
+def test_what_one_call_takes_of_a_class_is_one_turn() -> None:
+    queue: FairQueue[str] = FairQueue(0.0)
+    for number in range(40):
+        queue.push(f"i{number}", Flow("a", "interactive", 1.0), 100)
+        queue.push(f"b{number}", Flow("ab"[number % 2], "bulk", 1.0), 100)
+    turns = [queue.take(450) for _ in range(10)]
+    assert [turn[0][0] for turn in turns] == ["i", "b", "i", "i", "i", "i", "b", "i", "i", "i"], "four to one"
+    assert all({each[0] for each in turn} == {turn[0][0]} and len(turn) == 4 for turn in turns)
+    assert [int(each[1:]) % 2 for each in turns[1]] == [0, 1, 0, 1], "its teams take turns in it"
+    assert queue.take(1) == ["i32"], "one that is larger goes alone"
+    rest = [len(queue.take(10_000)) for _ in range(2)]
+    assert (sum(rest), len(queue)) == (80 - 40 - 1, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import socket
 import time
 from collections.abc import Iterator
@@ -12,13 +13,14 @@ import psutil
 import pytest
 
 from tokenpriority import wire
-from tokenpriority_service.configuration.settings import ServerSettings, Settings
+from tokenpriority_service.configuration.settings import ServerSettings, Settings, TeamSettings
 from tokenpriority_service.web import body as bodies
 from tokenpriority_service.web import protocol
 
 GOOD = wire.encode({"sequences": [{"token_ids": [1, 2, 3]}]}, wire.JSON)
 POST = b"POST /v1/priorities HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
 LENGTH = b"content-length: %d\r\n"
+CHUNKS = b"transfer-encoding: chunked\r\n\r\n"
 MAX_BODY = 200_000
 
 
@@ -166,6 +168,55 @@ def test_many_headers_of_a_normal_size_are_taken(small: Any) -> None:
     head = POST + b"".join(b"x-%d: %d\r\n" % (number, number) for number in range(500)) + LENGTH % len(GOOD)
     answer = exchange(small, head + b"\r\n" + GOOD)
     assert statuses(answer) == [200]
+
+
+def chunked(head: bytes = b"", trailers: bytes = b"") -> bytes:
+    """A good request in one chunk."""
+    return POST + head + CHUNKS + b"%x\r\n%s\r\n0\r\n%s\r\n" % (len(GOOD), GOOD, trailers)
+
+
+@pytest.mark.parametrize("head", [POST, b"GET /healthz HTTP/1.1\r\nhost: x\r\n"])
+@pytest.mark.parametrize("flood", [b"a: b\r\n" * 700, b"c" * 4000, b"0" * 4000], ids=["fields", "a name", "a size"])
+def test_a_flood_after_a_head_is_cut_off(small: Any, head: bytes, flood: bytes) -> None:
+    """Trailers, or what stands before a chunk, whether the request was answered already or not."""
+    before = psutil.Process().memory_info().rss
+    with connected(small) as connection, contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        connection.sendall(head + CHUNKS + (b"" if flood[:1] == b"0" else b"0\r\n"))
+        for _ in range(5_000):  # 20 MB, if anyone takes them
+            connection.sendall(flood)
+        pytest.fail("20 MB of trailers were taken")
+    assert psutil.Process().memory_info().rss - before < 40 * 2**20
+    well(small)
+
+
+def test_a_flood_of_trailers_is_told_why(small: Any) -> None:
+    with connected(small) as connection:
+        connection.sendall(POST + CHUNKS + b"0\r\n")
+        for _ in range(20):
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                connection.sendall(b"x-a: %s\r\n" % (b"b" * 4000))
+            time.sleep(0.001)
+        answer = everything(connection)
+    assert answer == b"" or statuses(answer) == [431]  # a reset may overtake the answer
+    well(small)
+
+
+def test_small_trailers_and_many_small_chunks_are_taken(small: Any) -> None:
+    assert statuses(exchange(small, chunked(trailers=b"x-checksum: 1\r\nx-empty:\r\n"))) == [200]
+    pieces = b"".join(b"1;name=value\r\n%c\r\n" % byte for byte in GOOD + b" " * 20_000)
+    assert statuses(exchange(small, POST + CHUNKS + pieces + b"0\r\n\r\n")) == [200]
+
+
+def test_trailers_are_no_headers(serve: Any, probe: Any) -> None:
+    """Neither of their own request nor of the next: a key among them opens nothing."""
+    teams = {"alpha": TeamSettings(key_sha256=hashlib.sha256(b"a key").hexdigest())}
+    key = b"authorization: Bearer a key\r\n"
+    with serve({"reference": probe}, Settings(teams=teams)) as server:
+        assert statuses(exchange(server, chunked(head=key))) == [200]
+        assert statuses(exchange(server, chunked(trailers=key))) == [401]
+        with connected(server) as connection:
+            connection.sendall(chunked(head=key, trailers=key) + chunked(head=b"connection: close\r\n"))
+            assert statuses(everything(connection)) == [200, 401]
 
 
 def test_slow_heads_are_closed(serve: Any, probe: Any, monkeypatch: pytest.MonkeyPatch) -> None:

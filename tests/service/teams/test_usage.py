@@ -122,6 +122,26 @@ def test_an_hour_begins_on_the_hour_in_utc(sqlite: Database, clock: Any) -> None
     assert read == [(datetime(2026, 3, 29, hour, tzinfo=UTC), tokens) for hour, tokens in ((0, 2), (1, 10))]
 
 
+def test_without_a_beginning_the_last_days_are_read(sqlite: Database, clock: Any) -> None:
+    async def run() -> None:
+        log, now = UsageLog(sqlite, clock), 1_750_003_200 + 600
+        ages = [0, 1, 30 * 24, 31 * 24, 31 * 24 + 1, 32 * 24, 62 * 24]  # hours
+        for age in ages:
+            clock.now = now - age * HOUR
+            log.add("alpha", "reference", tokens=age)
+        clock.now = now
+
+        async def read(since: float | None, until: float | None) -> list[int]:
+            return sorted(each.tokens for each in await log.read(None, None, since, until))
+
+        assert await read(0, None) == ages
+        assert await read(None, None) == await read(None, now + 1e9) == ages[:4]
+        assert await read(None, now - 31 * 24 * HOUR) == ages[3:], "as many days before an end that is past"
+        assert await read(now - 24 * HOUR, None) == ages[:2]
+
+    asyncio.run(run())
+
+
 def test_many_rows_at_once(database: Database, clock: Any) -> None:
     async def run() -> None:
         log = UsageLog(database, clock)

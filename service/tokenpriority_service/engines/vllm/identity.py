@@ -51,6 +51,7 @@ class Identity:
             fingerprint=files_fingerprint(self._files[self.model], tokenizer, self._numerics(config)),
             signals=self.path.signals,
             batches=True,
+            urgent_first=True,
         )
 
     def adapter(self, base: EngineInfo, folder: str) -> EngineInfo:

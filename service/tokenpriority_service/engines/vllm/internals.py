@@ -1,15 +1,22 @@
 """Every vLLM internal this package touches: its upstream name, why we need it, what breaks if it moves.
 
 Read against vLLM 0.26 to 0.33, run on 0.32. What is imported here at once is vLLM's documented API; what a function
-imports is not. Nothing else in the package imports vLLM or names its attributes.
+imports is not. Nothing else in the package imports vLLM; where another file uses an attribute of an object that vLLM
+gave it, the file stands in brackets.
 
-- `vllm.v1.engine.async_llm.AsyncLLM`: `from_engine_args`, `encode`, `generate`, `errored`, `model_config`,
-  `vllm_config`, `shutdown`; `vllm.inputs.engine.TokensInput` with its `cache_salt`. Runs the engine core. Without it:
-  no engine.
+- `vllm.v1.engine.async_llm.AsyncLLM` [core, fast_path, prompt_logprobs, adapters]: `from_engine_args`, `encode`,
+  `generate`, `errored`, `model_config`, `vllm_config`, `add_lora`, `shutdown(timeout)`; `outputs.data` of what `encode`
+  yields; `vllm.inputs.engine.TokensInput` with its `cache_salt`. Runs the engine core. Without it: no engine.
+- `VllmConfig` [models, fast_path, identity, adapters]: `model_config.runner_type`, `.max_model_len`,
+  `.get_vocab_size()`, `cache_config.block_size`, `parallel_config.tensor_parallel_size`, `additional_config`. What a
+  worker is told and the self-check asks. Without: no fast path.
+- `VllmModelForPooling.is_pooling_model`, `.pooler` [models]; `hf_overrides["head_dtype"]` [fast_path]. How vLLM knows a
+  model that pools, and that its head keeps the model's type. Without: no fast path, or a head of another type.
 - `vllm.v1.engine.exceptions.EngineDeadError`. Tells a dead core from a bad request. Without it: no restart.
 - `ModelRegistry.models`, `_BaseRegisteredModel.load_model_cls`. The class a scoring model is made from. Without: no
   fast path.
-- `vllm.model_executor.layers.pooler.Pooler`, `PoolingParamsUpdate`. The pooler's interface. Without: no fast path.
+- `vllm.model_executor.layers.pooler.Pooler` [pooler]: `forward`, `get_supported_tasks`, `get_pooling_updates`;
+  `PoolingParamsUpdate`. The pooler's interface. Without: no fast path.
 - `PoolingMetadata.get_pooling_cursor()`, `.prompt_token_ids_cpu`, `.pooling_params[i].extra_kwargs`,
   `.pooling_states[i].hidden_states_cache`. Which rows a step holds, what is wanted of them, what is kept between steps.
   Without: no fast path.
