@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 from tokenpriority.background import wait
 from tokenpriority.batches import batch_sequences
 from tokenpriority.coverage import COVERAGE, Coverage
-from tokenpriority.depth import Wanted
+from tokenpriority.depth import Depth, Wanted
 from tokenpriority.exchange import PRIORITIES, A, Call, Question
 from tokenpriority.prefetch import Prefetch
 from tokenpriority.progress import Advance, progress_bar
@@ -125,7 +125,7 @@ class Client(Session):
         params: Mapping[str, Any] | None = None,
         signals: Iterable[str] = (),
         model: str | None = None,
-        depth: Wanted = "auto",
+        depth: Wanted | Depth = "auto",
         offsets: bool = False,
         cached_only: bool = False,
     ) -> Prefetch[B]:
@@ -134,8 +134,8 @@ class Client(Session):
         Without `sequences` the batch itself is a list of sequences, or a mapping whose `input_ids` hold them as rows,
         cut where `attention_mask` is 0; a batch of another kind raises TypeError. See `batch_sequences`, `Prefetch`.
         Depth "auto" is 8, and grows to ceil(p99 of the time scores take / time between two `next`) + 4 where that is
-        more, to 128 at most (`depth.py`). `offsets` and `cached_only` as in `score`. Raises ValueError for a depth
-        below 1.
+        more, to 128 at most; a Depth (`depth.py`) goes on from what it found before. `offsets` and `cached_only` as in
+        `score`. Raises ValueError for a depth below 1.
         """
         call = self._remote.call(method, params, signals, model, offsets=offsets, cached_only=cached_only)
         pick = batch_sequences if sequences is None else sequences

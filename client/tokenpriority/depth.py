@@ -43,7 +43,8 @@ class Depth:
     """A depth that is given, or "auto": as many batches as the consumer takes while scores may be under way, and SPARE.
 
     For a consumer of even steps that is ceil(p99 of the time scores take / step) + SPARE; one that takes the
-    micro-batches of a step all at once is counted as it takes them. It never shrinks.
+    micro-batches of a step all at once is counted as it takes them. It never shrinks, and may serve one iteration after
+    the other.
     """
 
     def __init__(self, wanted: Wanted) -> None:
@@ -51,9 +52,14 @@ class Depth:
         self._auto = wanted == "auto"
         self.value = wanted if isinstance(wanted, int) else START
         """Batches that may be ready or under way."""
-        self._seen = 0
+        self._unmeasured = self.value
         self._seconds: deque[float] = deque(maxlen=WINDOW)
         self._moments: deque[float] = deque(maxlen=WINDOW)
+
+    def begin(self) -> int:
+        """Note that an iteration begins, and return its depth: so many are asked for at once, and not measured."""
+        self._unmeasured = self.value
+        return self.value
 
     def took(self, moment: float, seconds: float) -> int:
         """Note that a batch was taken, and return by how much the depth has grown.
@@ -61,9 +67,10 @@ class Depth:
         `moment` is by the consumer's clock, in seconds, without the time it waited; `seconds` is how long the batch's
         scores took from the beginning of their request.
         """
-        self._seen += 1
         self._moments.append(moment)
-        if self._seen > START:
+        if self._unmeasured > 0:
+            self._unmeasured -= 1
+        else:
             self._seconds.append(seconds)
         if not self._auto or len(self._seconds) < MEASURED:
             return 0

@@ -38,16 +38,16 @@ class Prefetch(Generic[B]):
     batch, it stops after that.
     """
 
-    def __init__(self, loader: Iterable[B], begin: Callable[[B], Future[list[Scores]]], depth: Wanted) -> None:
+    def __init__(self, loader: Iterable[B], begin: Callable[[B], Future[list[Scores]]], depth: Wanted | Depth) -> None:
         self.wait_seconds = 0.0
         """Time spent waiting in `next`, in seconds: what the consumer lost to loading and scoring."""
         self.batches = 0
         """Batches handed out, those of a loaded state included."""
-        self._depth = Depth(depth)
+        self._depth = depth if isinstance(depth, Depth) else Depth(depth)
         self._ended = False
         self._unread: tuple[Iterable[B], Callable[[B], Future[list[Scores]]]] | None = (loader, begin)
         self._thread: threading.Thread | None = None
-        self._shelf: _Shelf[B] = _Shelf(self._depth.value)
+        self._shelf: _Shelf[B] = _Shelf(self._depth.begin())
         weakref.finalize(self, self._shelf.stop).atexit = False
 
     @property

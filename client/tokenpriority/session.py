@@ -74,8 +74,9 @@ class Session:
         """Tokens, requests and rejections by team, model and hour, oldest first, of the hours that overlap
         [`since`, `until`).
 
-        A moment is a datetime with a time zone, or seconds since the epoch; None is no bound. A key of scope `score`
-        is told of its own team, one of scope `admin` of every team. Raises ValueError if a datetime has no time zone;
+        A moment is a datetime with a time zone, or seconds since the epoch. Without `until` there is no end; without
+        `since` it begins 31 days before `until`, or before now (`since=0` is everything). A key of scope `score` is
+        told of its own team, one of scope `admin` of every team. Raises ValueError if a datetime has no time zone;
         Forbidden if a key of scope `score` asks for another `team`.
         """
         return self._background.run(self._remote.usage(since=since, until=until, model=model, team=team))

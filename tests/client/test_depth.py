@@ -41,6 +41,18 @@ def test_it_is_the_steps_of_the_99th_percentile_and_four(step: float, steps: lis
     assert values[START + 16 :] == expected.tolist()
 
 
+def test_a_further_iteration_begins_with_the_depth_that_was_found() -> None:
+    depth = Depth("auto")
+    for number in range(START + 16):
+        depth.took(float(number), 20.0)
+    found = depth.value
+    assert found > START
+    assert depth.begin() == found
+    for number in range(found):  # begun together, they wait for each other
+        assert depth.took(100.0 + number, 1e6) == 0
+    assert depth.took(100.0 + found, 1e6) > 0
+
+
 def test_a_depth_that_was_given_stays() -> None:
     depth = Depth(3)
     assert [depth.took(0.0, 1.0) for _ in range(100)] == [0] * 100

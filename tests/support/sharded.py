@@ -37,7 +37,7 @@ RUNS = ("full", "shards", "adapters")
 
 @dataclass
 class Case:
-    """One training over one global batch of eight rows, by weights that depend on the place k and the row's number."""
+    """One training over global batches of `rows`, by weights that depend on the place k and the row's number."""
 
     weight: Callable[[int, int], float]
     rule: Weighting | None = field(default_factory=Weighting)
@@ -62,6 +62,10 @@ def _every_other(place: int, _: int) -> float:
     return float(place % 2)
 
 
+def _first_six(_: int, number: int) -> float:
+    return float(number < 6)
+
+
 TOGETHER = Weighting(negatives="ascent", denominator="by_sign", clip=(-1.0, 1.5))
 CASES = {
     "TRL": Case(lambda *_: 1.0, None),
@@ -84,6 +88,13 @@ CASES = {
         accumulation=2,
         lora=True,
         changes={"packing": True, "max_length": 20, "gradient_checkpointing": True, "max_grad_norm": 0.01},
+    ),
+    # A step of six rows; then each process has a micro-batch left, and nothing to learn in it.
+    "remainder": Case(
+        _first_six,
+        rows=6,
+        accumulation=3,
+        changes={"max_steps": 2, "train_sampling_strategy": "sequential", "weight_decay": 0.1},
     ),
     "left out": Case(_signed, accumulation=2, guard=Guard(action="skip", max_grad_norm=1e-3), changes={"max_steps": 2}),
 }

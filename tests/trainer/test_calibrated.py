@@ -43,7 +43,7 @@ def test_a_run_takes_method_threshold_and_models_of_the_file(
 ) -> None:
     file = tmp_path / "ranked.json"
     calibration.save(file)
-    two = {"max_steps": 2}
+    two = {"max_steps": 2, "save_steps": 2}
     kept = {"calibration": str(file), "store": str(tmp_path / "weights.db")}
     run(load_config(write("named", priorities={"url": server, **kept}, training=two)))
     said = {"url": server, "method": calibration.method, "params": calibration.params}
@@ -56,6 +56,11 @@ def test_a_run_takes_method_threshold_and_models_of_the_file(
     assert (named["method"], named["params"]) == (calibration.method, calibration.params)
     assert named["fingerprints"] == calibration.fingerprints
     assert named["composition"][0] == f"{other['composition'][0]}, calibrated by {file}"
+
+    # Where the file lies does not count: the run goes on with its copy beside the model.
+    (tmp_path / "named" / "summary.json").unlink()
+    copy = {**kept, "calibration": str(tmp_path / "named" / "calibration.json")}
+    run(load_config(write("named", priorities={"url": server, **copy}, training=two)), resume=True)
 
     fetch_weights(load_config(write(priorities={"url": server, **kept}, training=two)))
     run(load_config(write("alone", priorities=kept, training=two)), offline=True)
@@ -85,7 +90,7 @@ def test_other_models_are_refused(
 @pytest.mark.parametrize(
     ("priorities", "what"),
     [
-        ({}, "priorities.calibration: holds for the models of a server only; set priorities.url"),
+        ({}, "priorities.calibration: holds for the models of a server only; set priorities.url or priorities.s"),
         ({"url": "http://127.0.0.1:9"}, "priorities.calibration: .*c.json: No such file or directory"),
     ],
 )

@@ -33,7 +33,7 @@ def test_float_columns_stand_where_their_tokens_stand(
 
 def test_columns_the_examples_lack_are_not_invented() -> None:
     batch = PriorityCollator(pad_token_id=0)([{"input_ids": [1, 2]}])
-    assert set(batch) == {"input_ids", "labels", "attention_mask", "documents"}
+    assert set(batch) == {"input_ids", "labels", "attention_mask", "documents", "examples"}
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,34 @@ def test_training_arguments_are_checked_by_name_and_by_trl(training: dict[str, A
         training_arguments(training)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "what"),
+    [
+        ("packing", "false", "must be true or false, got str 'false'"),
+        ("packing", 0, "must be true or false, got int 0"),
+        ("eval_packing", "no", "must be true or false, got str 'no'"),
+        ("per_device_train_batch_size", "8", "must be a whole number, got str '8'"),
+        ("per_device_train_batch_size", True, "must be a whole number, got bool True"),
+        ("max_length", 512.5, "must be a whole number, got float 512.5"),
+        ("learning_rate", "2e-5", "must be a number, got str '2e-5'"),
+        ("learning_rate", [2e-5], r"must be a number, got list \[2e-05\]"),
+        ("save_steps", True, "must be a number, got bool True"),
+    ],
+)
+def test_a_switch_or_number_of_another_type_is_refused(key: str, value: Any, what: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^training\.{key}: {what}$"):
+        training_arguments({"output_dir": "out", key: value})
+
+
+def test_what_trl_takes_in_several_forms_is_left_to_it(tmp_path: Path) -> None:
+    given = {
+        **{"learning_rate": 1, "save_steps": 0.25, "max_length": None, "include_num_input_tokens_seen": "all"},
+        **{"optim": "sgd", "lr_scheduler_kwargs": {"num_cycles": 1}, "report_to": [], "optim_target_modules": ["a"]},
+    }
+    args = training_arguments({"output_dir": str(tmp_path), "use_cpu": True, "bf16": False, **given})
+    assert (args.learning_rate, args.save_steps, args.max_length, args.report_to) == (1, 0.25, None, [])
+
+
 def test_defaults_of_ours_give_way_to_the_files(tmp_path: Path) -> None:
     args = training_arguments({"output_dir": str(tmp_path)})
     assert (args.report_to, args.bf16, args.remove_unused_columns) == ([], False, True)

@@ -101,6 +101,10 @@ def batch_of(**changes: Any) -> dict[str, Any]:
     return {"input_ids": ids, "labels": ids.clone(), **changes}
 
 
+CUT = {"attention_mask": torch.tensor([[1, 1, 1, 0]]), "labels": torch.tensor([[1, 2, 3, -100]])}
+"""Its last token is padding."""
+
+
 def test_a_batch_that_tells_no_documents_apart_is_refused() -> None:
     with pytest.raises(WeightError, match="neither attention_mask nor position_ids"):
         documents(batch_of())
@@ -116,9 +120,14 @@ def test_a_label_on_the_first_token_of_a_later_document_is_refused() -> None:
         documents(batch_of(position_ids=torch.tensor([[0, 1, 0, 1]])))
 
 
+def test_a_label_that_no_document_covers_is_refused() -> None:
+    with pytest.raises(WeightError, match="row 0, token 3 has a label but attention_mask 0; no document covers it"):
+        documents(batch_of(attention_mask=CUT["attention_mask"]))
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_value_that_is_no_number_names_the_document_and_the_token(bad: float) -> None:
-    found = documents(batch_of(attention_mask=torch.tensor([[1, 1, 1, 0]])))
+    found = documents(batch_of(**CUT))
     with pytest.raises(WeightError, match=r"row 0, tokens 0 to 3 .* weight of its token 2"):
         place(found, [np.array([0, 1, bad], np.float32)], (1, 4))
 
@@ -132,12 +141,12 @@ def test_a_value_on_an_untrained_token_may_be_anything() -> None:
 
 @pytest.mark.parametrize("values", [[], [np.zeros(3, np.float32)] * 2])
 def test_a_missing_or_extra_document_is_refused(values: list[Any]) -> None:
-    found = documents(batch_of(attention_mask=torch.tensor([[1, 1, 1, 0]])))
+    found = documents(batch_of(**CUT))
     with pytest.raises(WeightError, match=f"1 documents in the batch but weights for {len(values)}"):
         place(found, values, (1, 4))
 
 
 def test_values_of_another_length_are_refused() -> None:
-    found = documents(batch_of(attention_mask=torch.tensor([[1, 1, 1, 0]])))
+    found = documents(batch_of(**CUT))
     with pytest.raises(WeightError, match=r"3 tokens but weights of shape \(2,\)"):
         place(found, [np.zeros(2, np.float32)], (1, 4))

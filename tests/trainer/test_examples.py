@@ -34,6 +34,17 @@ def rows(text: str, tmp_path: Path) -> Path:
     return file
 
 
+def with_kl(example: Path, folder: Path) -> Path:
+    """The unlearning example with what its comment on KL says, done."""
+    before, _, after = example.read_text(encoding="utf-8").partition("# Without a server, held to the model")
+    comment, _, after = after.partition("\n\n")
+    kept = [line for line in before.splitlines() if not line.startswith(("url =", "method =", "params ="))]
+    said = [line.removeprefix("#   ") for line in comment.splitlines() if line.startswith("#   ")]
+    path = folder / example.name
+    path.write_text("\n".join([*kept, *said, after]), encoding="utf-8")
+    return path
+
+
 def adapted(example: Path, folder: Path, changes: dict[str, dict[str, Any]]) -> Path:
     """The example with these keys put in the place of its own."""
     whole = tomllib.loads(example.read_text(encoding="utf-8"))
@@ -54,6 +65,24 @@ def adapted(example: Path, folder: Path, changes: dict[str, dict[str, Any]]) -> 
 
 def test_there_is_one_for_each_way_of_training() -> None:
     assert {"lora.toml", "fsdp2.toml", "unlearning.toml", "offline.toml"} <= set(NAMES)
+
+
+def test_the_unlearning_example_trains_with_kl(save_student: Any, rows: Path, tmp_path: Path) -> None:
+    student = str(save_student(tmp_path / "student"))
+    out = tmp_path / "out"
+    small = {**SMALL, "max_steps": STEPS, "output_dir": str(out), "eval_strategy": "no"}
+    changes: dict[str, dict[str, Any]] = {
+        "model": {"path": student, "dtype": "float32"},
+        "data": {"train": str(rows), "eval": str(rows)},
+        "priorities": {"local": {"reference": student}},
+        "training": {**small, "gradient_accumulation_steps": 2},
+    }
+    folder = tmp_path / "kl"
+    folder.mkdir()
+    run(load_config(adapted(with_kl(EXAMPLES / "unlearning.toml", folder), tmp_path, changes)))
+    steps = json.loads((out / "summary.json").read_text(encoding="utf-8"))["composition"]
+    assert any("asft" in step and "kl" in step for step in steps)
+    assert metrics(out)[0]["nll_neg"] > 0
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -10,7 +10,6 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from trl.trainer.utils import add_fused_lm_head
 
 from live_truth import Rows, Update, assert_same, moved
 from tokenpriority.evidence import Evidence
@@ -19,7 +18,7 @@ from tokenpriority_trainer import ColumnSource, PrioritySFTTrainer, Weighting, k
 from tokenpriority_trainer.errors import ConfigError, WeightError
 from tokenpriority_trainer.head import WeightedHead, add_weighted_head
 from tokenpriority_trainer.libraries import Library, add_library_head, beyond
-from tokenpriority_trainer.student import Pass, forward, forward_library, forward_weighted
+from tokenpriority_trainer.student import Pass, add_fused_signals, forward, forward_library, forward_weighted
 from whole_logits import COUNTS, WEIGHTS, naive
 
 
@@ -81,8 +80,8 @@ def weighted_pass(which: str, model: Any, negatives: Negatives) -> Found:
         add_library_head(model, cast(Library, which))
         passed = forward_library(model, batch)
     else:
-        add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
-        passed = forward(model, batch, signals=(), distribution=False, router=False)
+        add_fused_signals(model, ("collision",))
+        passed = forward(model, batch, signals=("collision",), distribution=False, router=False)
     return head.loss(weights, passed.log_probs, passed.log_probs), passed
 
 
@@ -93,8 +92,11 @@ def whole_logits(model: Any, negatives: Negatives) -> Found:
     mask = targets != -100
     wide = logits if logits.dtype == torch.float64 else logits.float()
     loss = naive(wide[mask], targets[mask], weights[mask].to(wide.dtype), negatives, 40, 40)
-    log_probs = torch.log_softmax(wide, -1).gather(-1, targets.clamp(min=0)[..., None])[..., 0].masked_fill(~mask, 0)
-    return loss, Pass(log_probs, mask, (logits.argmax(-1) == targets) & mask, Evidence(log_probs))
+    every = torch.log_softmax(wide, -1)
+    log_probs = every.gather(-1, targets.clamp(min=0)[..., None])[..., 0].masked_fill(~mask, 0)
+    collision = every.exp().square().sum(-1).masked_fill(~mask, 0)
+    logprob, collision = (torch.nn.functional.pad(each, (1, 0)) for each in (log_probs, collision))
+    return loss, Pass(log_probs, mask, (logits.argmax(-1) == targets) & mask, Evidence(logprob, collision=collision))
 
 
 def error(model: Any, truth: Any) -> float:
@@ -114,6 +116,10 @@ def assert_as_in_float64(which: str, model: Any, negatives: Negatives) -> None:
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert error(model, truth) < 1e-5
     torch.testing.assert_close(passed.log_probs.double(), other.log_probs, rtol=0, atol=1e-5)
+    given = passed.evidence.present()
+    assert ("collision" in given) == (which == "trl")
+    for name in given.keys() & {"logprob", "collision"}:
+        torch.testing.assert_close(given[name].double(), other.evidence.signal(name), rtol=0, atol=1e-5)
     if passed.is_top1 is not None and other.is_top1 is not None:
         assert torch.equal(passed.is_top1, other.is_top1)
     assert torch.equal(passed.label_mask, other.label_mask)

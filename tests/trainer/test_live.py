@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
 
 from live_truth import Rows, Update, assert_same, expected, moved, near_and_far, truth
 from tokenpriority.methods import get_method, prioritise
@@ -85,6 +86,20 @@ def test_a_live_method_takes_float64s_step_padded_and_packed(
     expect = expected(make_model(), rows, name, params, copies)
     assert_same(step(rows, rule, local=copies), expect)
     assert_same(step(rows, rule, local=copies, **PACKED), expect)
+
+
+@pytest.mark.parametrize(("name", "whole"), [("deft", False), ("cayley", False), ("eaft", True)])
+@pytest.mark.parametrize("adapters", [None, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")])
+def test_logits_are_made_for_what_trls_head_does_not_give_alone(
+    make_trainer: Any, rows: Rows, name: str, whole: bool, adapters: Any
+) -> None:
+    """TRL's head reads the lm head's weight, a chunk at a time; the layer itself gives all logits whenever it runs."""
+    trainer = make_trainer(rows, Weighting.of(name), peft_config=adapters)
+    made: list[torch.Size] = []
+    trainer.model.get_output_embeddings().register_forward_hook(lambda *given: made.append(given[2].shape))
+    trainer.train()
+    assert trainer.kernel == "trl"
+    assert bool(made) == whole
 
 
 @pytest.mark.parametrize(("name", "params"), FORGETTING)

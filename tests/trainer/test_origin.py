@@ -62,9 +62,15 @@ def test_a_source_is_its_server_and_its_methods_own_weighting(
     client: Client, train: Any, method: str, params: dict[str, Any]
 ) -> None:
     short = train(priorities=client.source(method, params, depth=8))
-    by_hand = train(priorities=ServerSource(client, method, params), weighting=Weighting.of(method, params))
-    assert short.weighting == Weighting.of(method, params)
+    by_hand = train(priorities=ServerSource(client, method, params))
+    assert short.weighting == by_hand.weighting == Weighting.of(method, params)
     assert_equal(short, by_hand)
+
+
+def test_a_local_method_brings_its_own_weighting_and_a_live_one_by_hand_is_refused(client: Client, train: Any) -> None:
+    assert train(priorities=LocalSource("spans", {"outside": 1.0})).weighting == Weighting.of("spans")
+    with pytest.raises(ConfigError, match=r"priorities: 'dft' is computed in the forward pass; give client.source"):
+        train(priorities=ServerSource(client, "dft"))
 
 
 def test_a_weighting_that_was_given_stays(client: Client, train: Any) -> None:
@@ -137,16 +143,18 @@ def test_a_model_the_server_lacks_is_refused(client: Client, train: Any) -> None
         train(priorities=client.source(model="teacher"))
 
 
+@pytest.mark.parametrize("by_hand", [False, True])
 def test_token_ids_that_mean_something_else_are_refused(
-    client: Client, tokenizer: Any, make_model: Any, make_args: Any
+    client: Client, tokenizer: Any, make_model: Any, make_args: Any, by_hand: bool
 ) -> None:
     larger = copy.deepcopy(tokenizer)
     larger.add_tokens(["tokenpriority"])
+    trainer = PrioritySFTTrainer(
+        make_model(vocab_size=401),
+        make_args(),
+        Dataset.from_list([{"text": "import json"}]),
+        priorities=ServerSource(client) if by_hand else client.source(),
+        processing_class=larger,
+    )
     with pytest.raises(ConfigError, match="tokenizer has 401 tokens, the server's model 'reference' only 400"):
-        PrioritySFTTrainer(
-            make_model(vocab_size=401),
-            make_args(),
-            Dataset.from_list([{"text": "import json"}]),
-            priorities=client.source(),
-            processing_class=larger,
-        )
+        trainer.train()

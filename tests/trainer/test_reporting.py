@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import TrainerCallback
 
 from html_page import Page
+from run_config import metrics
 from signed_rows import counts, one_pass, weights
 from tokenpriority_trainer.config import load_config
 from tokenpriority_trainer.records import MetricsFile
@@ -43,6 +45,20 @@ def test_a_resumed_run_has_all_curves_and_says_what_it_counts(make: Callable[...
     assert "at step 3; " in page.by_id["curve-loss"]
     trained = int(page.by_id["histogram"].split(" weights")[0])
     assert 0 < trained < len(weights())
+
+
+def test_tensorboard_gets_every_figure_of_every_step(make: Callable[..., Path]) -> None:
+    config = make("board", report_to="tensorboard")
+    folder = config.with_suffix("")
+    run(load_config(config))
+    (events,) = folder.rglob("events.out.tfevents.*")
+    board = EventAccumulator(str(events)).Reload()
+    shown = {(name, each.step): each.value for name in board.Tags()["scalars"] for each in board.Scalars(name)}
+    lines = [line for line in metrics(folder) if "nll_pos" in line]
+    assert len(lines) > 1
+    for line in lines:
+        for name in ("loss", "nll_pos", "nll_neg", "kept_share", "priority_mean", "wait_share"):
+            assert shown[f"train/{name}", line["step"]] == pytest.approx(line[name], rel=1e-6), name
 
 
 @pytest.mark.slow

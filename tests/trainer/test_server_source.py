@@ -11,8 +11,9 @@ import torch
 from datasets import Dataset
 from transformers import TrainerCallback
 
-from tokenpriority import Client, InvalidSequence, SequenceErrors
+from tokenpriority import Client, SequenceErrors
 from tokenpriority_trainer import ColumnSource, PrioritySFTTrainer, ServerSource
+from tokenpriority_trainer.errors import WeightError
 
 
 @pytest.fixture
@@ -141,7 +142,8 @@ def test_a_document_the_server_refuses_stops_the_run(
         priorities=ServerSource(client),
         processing_class=tokenizer,
     )
-    with pytest.raises(SequenceErrors, match="1 of 1 sequences failed") as failed:
+    long_one = "row 0, tokens 0 to 300 of the batch, whose token ids begin 7, 7, 7, 7, 7, 7, 7, 7: .*256"
+    with pytest.raises(WeightError, match=long_one) as failed:
         trainer.train()
-    assert isinstance(failed.value.failures[0], InvalidSequence)
+    assert isinstance(failed.value.__cause__, SequenceErrors)
     assert prefetching() == []

@@ -121,6 +121,11 @@ def test_a_step_left_out_changes_nothing(steps: Steps, alone: Any) -> None:
     assert_logged(steps["left out"], alone("left out"), "grad_norm", "loss")
 
 
+def test_a_remainder_without_any_weight_changes_nothing(steps: Steps, folder: Path) -> None:
+    first = sharded.trained(sharded.CASES["remainder"], folder, max_steps=1)
+    assert_same(steps["remainder"]["moved"], first["moved"])
+
+
 def test_the_chunked_kernel_takes_the_step_of_trls_head_under_ddp_and_is_refused_under_fsdp2(
     launched: dict[str, Steps], alone: Any
 ) -> None:

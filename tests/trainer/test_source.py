@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from tokenpriority import Scores
+from tokenpriority import Client, Scores
 from tokenpriority_trainer import ColumnSource, LocalSource, PrioritySFTTrainer, ServerSource
 from tokenpriority_trainer.collator import PriorityCollator
 from tokenpriority_trainer.errors import ConfigError, WeightError
@@ -40,16 +40,17 @@ class Prefetch(list[Any]):
         pass
 
 
-class LyingClient:
+class LyingClient(Client):
     """Answers every document with its token ids as weights, after `spoil` has had its way with the answers."""
 
-    def __init__(self, spoil: Spoil) -> None:
+    def __init__(self, spoil: Spoil, url: str = "http://127.0.0.1:9") -> None:
+        super().__init__(url)
         self._spoil = spoil
         self.sent: list[Any] = []
 
-    def prefetch(self, loader: Any, *, sequences: Any, **_: Any) -> Prefetch:
+    def prefetch(self, loader: Any, *_: Any, **asked: Any) -> Any:
         batch = next(iter(loader))
-        self.sent = sequences(batch)
+        self.sent = asked["sequences"](batch)
         return Prefetch([(batch, self._spoil([answer(s["token_ids"]) for s in self.sent]))])
 
 
@@ -61,7 +62,7 @@ def answer(ids: Any, weights: Any = None) -> Scores:
 def stream(
     spoil: Callable[[list[Scores]], list[Scores]], **options: Any
 ) -> tuple[LyingClient, ServerSource, list[Any]]:
-    client: Any = LyingClient(spoil)
+    client = LyingClient(spoil)
     source = ServerSource(client, "prift_prob")
     return client, source, list(source.stream(batches(**options)))
 
@@ -77,8 +78,7 @@ def test_only_documents_that_train_something_are_sent(options: dict[str, Any]) -
 
 
 def test_waiting_adds_up_over_epochs() -> None:
-    client: Any = LyingClient(lambda scores: scores)
-    source = ServerSource(client)
+    source = ServerSource(LyingClient(lambda scores: scores))
     for _ in range(3):
         list(source.stream(batches()))
     assert source.wait_seconds == 4.5
@@ -106,17 +106,18 @@ def test_weights_that_are_not_the_documents_own_stop_the_run(spoil: Any, what: s
     ],
 )
 def test_weights_that_are_short_or_no_numbers_stop_the_training(
-    make_model: Any, make_args: Any, tokenizer: Any, weights: list[float], what: str
+    server: str, make_model: Any, make_args: Any, tokenizer: Any, weights: list[float], what: str
 ) -> None:
     def spoil(scores: list[Scores]) -> list[Scores]:
         return [answer(s.token_ids, weights if s.token_ids.tolist() == [1, 2, 3] else None) for s in scores]
 
-    client: Any = LyingClient(spoil)
-    trainer = PrioritySFTTrainer(
-        make_model(), make_args(), Dataset.from_list(ROWS), priorities=ServerSource(client), processing_class=tokenizer
-    )
-    with pytest.raises(WeightError, match=what):
-        trainer.train()
+    with LyingClient(spoil, server) as client:
+        source = ServerSource(client)
+        trainer = PrioritySFTTrainer(
+            make_model(), make_args(), Dataset.from_list(ROWS), priorities=source, processing_class=tokenizer
+        )
+        with pytest.raises(WeightError, match=what):
+            trainer.train()
 
 
 def test_a_method_without_evidence_is_applied_locally() -> None:

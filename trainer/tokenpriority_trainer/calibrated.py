@@ -25,7 +25,9 @@ def load_calibration(settings: PrioritiesSection) -> Calibration | None:
     if settings.calibration is None:
         return None
     if settings.url is None and settings.store is None:
-        raise ConfigError("priorities.calibration: holds for the models of a server only; set priorities.url")
+        raise ConfigError(
+            "priorities.calibration: holds for the models of a server only; set priorities.url or priorities.store"
+        )
     try:
         return Calibration.load(settings.calibration)
     except OSError as error:

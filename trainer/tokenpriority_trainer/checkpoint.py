@@ -27,7 +27,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from trl import SFTConfig
 
 from tokenpriority_trainer.errors import ConfigError
-from tokenpriority_trainer.identity import differences
+from tokenpriority_trainer.identity import check_same
+from tokenpriority_trainer.lineage import Lineage
 from tokenpriority_trainer.records import read_summary, sync, write_whole
 from tokenpriority_trainer.trainer import PrioritySFTTrainer
 
@@ -140,28 +141,22 @@ def starting_point(args: SFTConfig, *, resume: bool) -> Checkpoint | None:
 
 def check_unchanged(checkpoint: Checkpoint, identity: Mapping[str, Any], *, allowed: bool, main: bool) -> None:
     """Raises ConfigError naming the first field that has changed since the checkpoint; a warning if `allowed`."""
-    changed = [
-        f"{field}: was {then} at {checkpoint.path.name}, is {now}"
-        for field, (then, now) in differences(checkpoint.held.identity, identity).items()
-    ]
-    if changed and not allowed:
-        more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
-        raise ConfigError(f"--resume: {changed[0]}{more}; --allow-changes goes on all the same")
-    for line in changed if main else []:
-        _LOG.warning("--allow-changes: %s", line)
+    check_same(checkpoint.held.identity, identity, at=checkpoint.path.name, allowed=allowed, main=main)
 
 
 class CheckpointKeeper(TrainerCallback):
     """Seals every checkpoint of a run, and only then deletes older ones.
 
     transformers itself would delete the last whole checkpoint before the new one is sealed, so `save_total_limit` is
-    taken from it. `checkpoint` is the one the run goes on from.
+    taken from it. So is its Lineage: `identity` holds all that this would compare, and has been compared. `checkpoint`
+    is the one the run goes on from.
     """
 
     def __init__(
         self, trainer: PrioritySFTTrainer, identity: Mapping[str, Any], checkpoint: Checkpoint | None = None
     ) -> None:
         self._trainer, self._identity = trainer, identity
+        trainer.remove_callback(Lineage)
         self._folder = Path(str(trainer.args.output_dir))
         self._limit, trainer.args.save_total_limit = trainer.args.save_total_limit, None
         self._step, self._before = 0, Totals()

@@ -18,6 +18,7 @@ from tokenpriority_trainer.errors import ConfigError
 from tokenpriority_trainer.head import HALF, add_weighted_head, unfit
 from tokenpriority_trainer.libraries import SIGNALS, Library, add_library_head, lack
 from tokenpriority_trainer.live import LiveMethod, Part
+from tokenpriority_trainer.student import add_fused_signals
 from tokenpriority_trainer.weighting import Weighting
 
 Chosen = Literal["trl", "chunked"] | Library
@@ -35,20 +36,28 @@ def use_kernel(kernel: Kernel, trainer: Any) -> Chosen:
     """
     model = trainer.model.get_base_model() if hasattr(trainer.model, "get_base_model") else trainer.model
     if kernel == "trl" or (kernel == "auto" and trainer.args.device.type not in MEASURED):
-        return "trl"
+        return _trls(trainer, model)
     library: Library | None = kernel if kernel == "liger" or kernel == "cce" else None
     reason = _obstacle(trainer)
     if reason is None:
         reason = _without_library(trainer, model) if library is None else _with_library(trainer, model, library)
     if reason is not None:
         if kernel == "auto":
-            return "trl"
+            return _trls(trainer, model)
         raise ConfigError(f"kernel: {kernel!r} cannot be had here: {reason}; set 'trl', or 'auto', which falls back")
     if library is not None:
         add_library_head(model, library)
         return library
     add_weighted_head(model)
     return "chunked"
+
+
+def _trls(trainer: Any, model: Any) -> Chosen:
+    """TRL's head, which gives what is read of the student as far as it can."""
+    rule: Weighting = trainer.weighting
+    if not rule.reads_distribution("student"):
+        add_fused_signals(model, rule.reads("student"))
+    return "trl"
 
 
 def _obstacle(trainer: Any) -> str | None:

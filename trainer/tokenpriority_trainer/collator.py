@@ -33,17 +33,19 @@ FILL = {PRIORITIES: 0.0, SPAN_PRIORITIES: math.nan}
 """Every float column and what stands on padding."""
 SEQUENCES = "sequences"
 """Key of the batch under which the number of its documents that train something stands."""
+EXAMPLES = "examples"
+"""Key of the batch under which the number of examples it was made of stands."""
 COMPLETION = "completion_mask"
 """TRL's column of a dataset of prompts and completions: 1 on the tokens of the completion."""
 PROMPT = "prompt_mask"
 """Key of the batch under which, where the examples have that column, the tokens of prompts are True."""
-EXTRAS = (*FILL, DOCUMENTS, LOGPROBS, ROWS, SEQUENCES, PROMPT)
+EXTRAS = (*FILL, DOCUMENTS, LOGPROBS, ROWS, SEQUENCES, EXAMPLES, PROMPT)
 """Keys of a batch that no model takes."""
 
 
 @dataclass
 class PriorityCollator(DataCollatorForLanguageModeling):  # type: ignore[misc]  # TRL publishes no types
-    """Collates as TRL does and adds `documents` and, where the examples have them, the float columns.
+    """Collates as TRL does and adds `documents`, `examples` and, where the examples have them, the float columns.
 
     Each column is a float32 tensor of the shape of `input_ids`. Raises WeightError if an example's column is missing,
     is not as long as its input_ids or holds an infinite value.
@@ -57,7 +59,7 @@ class PriorityCollator(DataCollatorForLanguageModeling):  # type: ignore[misc]  
                 batch[name] = self._column(examples, name, fill, batch["input_ids"].shape)
         if all(COMPLETION in example for example in examples):
             batch[PROMPT] = self._column(examples, COMPLETION, 1.0, batch["input_ids"].shape) == 0
-        batch[DOCUMENTS] = documents(batch)
+        batch[DOCUMENTS], batch[EXAMPLES] = documents(batch), len(examples)
         return batch
 
     def _column(self, examples: list[dict[str, Any]], name: str, fill: float, shape: torch.Size) -> Tensor:

@@ -11,7 +11,8 @@ import tomllib
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 Kernel = Literal["auto", "trl", "chunked", "liger", "cce"]
 """Where the lm head and the loss are computed: TRL's fused head; our own, which makes loss and gradients at once; on a
 GPU, Liger's or Apple's CCE. `auto` is our own where it is measured to be worth it and can be had, else TRL's."""
+
+
+_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
+"""The types of `[training]` that are checked here, as errors name them."""
 
 
 class _Section(BaseModel):
@@ -53,7 +58,8 @@ class ModelSection(_Section):
     path: str = Field(min_length=1)
     """Folder or hub name of a causal language model with its tokenizer."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Type of the weights in memory; `bf16 = true` under `[training]` is mixed precision and needs float32 here."""
+    """Type of the weights in memory. A model trained whole is updated in it; adapters beside it in float32, but under
+    ZeRO-3. `bf16 = true` under `[training]`, the default on a GPU, is mixed precision and goes with either."""
     lora: LoraSection | None = None
 
 
@@ -186,7 +192,8 @@ def load_config(path: Path) -> Config:
 def training_arguments(training: dict[str, Any]) -> SFTConfig:
     """TRL's SFTConfig from `[training]`, by default without reports, and with bf16 and pinned memory only on a GPU.
 
-    Raises ConfigError naming the key if it is unknown or missing, or with TRL's own words if it refuses the values.
+    Raises ConfigError naming the key if it is unknown or missing or its value of another type, or with TRL's own words
+    if it refuses the values.
     """
     import torch
     from trl import SFTConfig
@@ -196,6 +203,7 @@ def training_arguments(training: dict[str, Any]) -> SFTConfig:
         if key not in known:
             close = "".join(f"; did you mean {name}?" for name in get_close_matches(key, known, n=1))
             raise ConfigError(f"training.{key}: no such argument of SFTConfig{close}")
+    _check_types(training, get_type_hints(SFTConfig))
     if not training.get("output_dir"):
         raise ConfigError("training.output_dir: is required: the folder the model and its metrics are written to")
     gpu = torch.cuda.is_available()
@@ -204,3 +212,19 @@ def training_arguments(training: dict[str, Any]) -> SFTConfig:
         return SFTConfig(**{**defaults, **training})
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"training: {error}") from None
+
+
+def _check_types(training: dict[str, Any], hints: dict[str, Any]) -> None:
+    """Raises ConfigError for a value that is not of its field's type, where that is a switch or a number.
+
+    TRL takes "false" for true and "8" for a batch size. Fields that may hold more than plain values are left to it.
+    """
+    for key, value in training.items():
+        hint = hints[key]
+        types = set(get_args(hint)) if get_origin(hint) in (Union, UnionType) else {hint}
+        if not types <= {*_NAMES, NoneType} or types.isdisjoint({bool, int, float}):
+            continue
+        taken = {*types, int} if float in types else types
+        if type(value) not in taken:
+            wanted = " or ".join(name for kind, name in _NAMES.items() if kind in types)
+            raise ConfigError(f"training.{key}: must be {wanted}, got {type(value).__name__} {value!r}")

@@ -45,13 +45,16 @@ def documents(batch: Mapping[str, Any]) -> list[Document]:
 
     Reads `input_ids`, `labels` and `attention_mask` or `position_ids`, tensors of shape (R, C) on the CPU. Without a
     mask every token counts, so padding after flattened documents comes out as documents of one token, which train
-    nothing. Raises WeightError if a row's mask has a hole, or a document's first token is trained on from the
-    document before it.
+    nothing. Raises WeightError if a row's mask has a hole, a document's first token is trained on from the document
+    before it, or a token outside every document is trained on.
     """
     ids, labels = batch["input_ids"].numpy(), batch["labels"].numpy()
-    starts, ends = _edges(batch)
+    inside, starts, ends = _edges(batch)
     trained = labels != IGNORED
     trained[:, 0] = False
+    if (trained & ~inside).any():
+        row, column = np.argwhere(trained & ~inside)[0]
+        raise WeightError(f"row {row}, token {column} has a label but attention_mask 0; no document covers it")
     if (trained & starts).any():
         row, column = np.argwhere(trained & starts)[0]
         raise WeightError(f"row {row}, token {column} begins a document but has a label; nothing there predicts it")
@@ -86,8 +89,8 @@ def place(
     return out
 
 
-def _edges(batch: Mapping[str, Any]) -> tuple[Bools, Bools]:
-    """Where documents begin and where their last tokens stand, both (R, C) boolean."""
+def _edges(batch: Mapping[str, Any]) -> tuple[Bools, Bools, Bools]:
+    """Where tokens count, where documents begin and where their last tokens stand, each (R, C) boolean."""
     if "attention_mask" not in batch and "position_ids" not in batch:
         raise WeightError("the batch has neither attention_mask nor position_ids: its documents cannot be told apart")
     shape = tuple(batch["input_ids"].shape)
@@ -100,4 +103,4 @@ def _edges(batch: Mapping[str, Any]) -> tuple[Bools, Bools]:
         row = int(np.argmax(starts.sum(axis=1) > 1))
         raise WeightError(f"row {row}: attention_mask has a hole and there are no position_ids to explain it")
     ends = inside & (~np.hstack([inside[:, 1:], edge]) | np.hstack([starts[:, 1:], edge]))
-    return starts, ends
+    return inside, starts, ends

@@ -28,7 +28,8 @@ def fetch_weights(config: Config) -> None:
     calibration = load_calibration(config.priorities)
     config = with_calibration(config, calibration)
     weighting, tokenizer = make_weighting(config.priorities), load_tokenizer(config.model)
-    with supply(config, weighting, tokenizer, args.max_length, calibration=calibration) as (source, _):
+    found = supply(config, weighting, tokenizer, args.max_length, calibration=calibration, service_class="bulk")
+    with found as (source, _):
         if not isinstance(source, ServerSource) or source.store is None:
             raise ConfigError("--fetch: needs priorities.store, priorities.url, and a method that needs a server")
         trainer = make_trainer(config, args, tokenizer, weighting, source)

@@ -1,4 +1,4 @@
-"""Whether an optimiser step may be taken: negative mass, gradient norm and retained NLL held against limits.
+"""Whether an optimiser step may be taken: something to learn; negative mass, gradient norm and retained NLL in limits.
 
 A step is judged once, after its last backward pass and before the optimiser moves. Signs of static weights are known
 earlier, but those of live methods and the gradients are not, and one point in time makes it one decision for all
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tokenpriority_trainer.errors import ConfigError, Diverged, GuardStop
+from tokenpriority_trainer.errors import ConfigError, Diverged, GuardStop, NothingToLearn
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -100,13 +100,29 @@ class Watch:
     def __init__(self, guard: Guard, *, deepspeed: bool = False) -> None:
         if deepspeed:
             guard.check_deepspeed()
-        self._guard = guard
+        self._guard, self._deepspeed = guard, deepspeed
         self._parts: list[Tensor] = []
+        self._empty = False
         self._skipped = 0
 
     def clear(self) -> None:
         """Begin an optimiser step."""
-        self._parts = []
+        self._parts, self._empty = [], False
+
+    def leave_out(self, trained: int, remainder: bool, state: Any, accelerator: Any) -> None:
+        """Leave out this step, none of whose `trained` tokens has a weight, if it is the `remainder` of an epoch.
+
+        Every process must call if one does. Raises NothingToLearn for any other step: what keeps nothing of a whole
+        batch is no chance. Under DeepSpeed, where no step can be left out, also for the remainder.
+        """
+        said = f"step {state.global_step + 1}: all {trained} trained tokens of the global batch have weight 0"
+        if not remainder:
+            raise NothingToLearn(f"{said}; use a larger batch, or a method or parameters that keep more")
+        if self._deepspeed:
+            raise NothingToLearn(f"{said}, and DeepSpeed can leave out no step; set dataloader_drop_last")
+        self._empty = True
+        if accelerator.is_main_process:
+            logger.warning("%s, which is what the epoch had left; the step is left out", said)
 
     def add(self, logprobs: Tensor, priorities: Tensor, weights: Tensor) -> None:
         """Add one micro-batch: all (R, C - 1); `priorities` give the sign, `weights` are after schedule and clip."""
@@ -124,9 +140,12 @@ class Watch:
     def judge(self, grad_norm: Tensor | float | None, state: Any, accelerator: Any) -> bool:
         """Whether the optimiser step that is due must be left out. Every process must call, and all get one answer.
 
-        `grad_norm` is that of the whole model before clipping; `state` the run's TrainerState. Raises GuardStop if
-        the run must end before this step, Diverged if the retained NLL is no finite number.
+        `grad_norm` is that of the whole model before clipping; `state` the run's TrainerState. A step that has
+        nothing to learn is left out unjudged, and nothing of it remembered. Raises GuardStop if the run must end
+        before this step, Diverged if the retained NLL is no finite number.
         """
+        if self._empty:
+            return True
         seen, step = self._seen(grad_norm, accelerator), state.global_step + 1
         if not math.isfinite(seen.nll):
             raise Diverged(f"step {step}: the negative log-likelihood is {seen.nll}: training has diverged")

@@ -1,14 +1,15 @@
 """What decides the numbers of a run: its settings, its models and its data, field by field.
 
-Knows which settings change the weights a run ends with, under the names they have in the configuration file. Knows
-nothing of checkpoints.
+Knows which settings change the weights a run ends with, under the names they have in the configuration file, and what
+is said where they have changed. Knows nothing of checkpoints.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,10 @@ from typing import Any
 from trl import SFTConfig
 
 from tokenpriority_trainer.config import Config
+from tokenpriority_trainer.errors import ConfigError
 from tokenpriority_trainer.loading import load_rows
+
+_LOG = logging.getLogger(__name__)
 
 ELSEWHERE = {"url", "api_key_env", "depth", "store", "patience", "calibration"}
 """Keys of `[priorities]` that say where, how early or how patiently weights are fetched; a calibration's content is its
@@ -75,16 +79,48 @@ def identity(
     sections = config.model_dump(mode="json", exclude={"priorities": ELSEWHERE, "data": True, "training": True})
     if config.guard.action == "stop":
         del sections["guard"]  # it ends a run or changes nothing
-    steps = (step.partition(": ") for step in composition)
     known = {
         **sections,
-        "composition": {name: value for name, _, value in steps},
+        "composition": by_name(composition),
         "fingerprints": dict(fingerprints),
         "data": {key: _content(key, name) for key, name in config.data.model_dump(exclude={"eval"}).items()},
         "training": {name: _plain(getattr(args, name)) for name in TRAINING},
     }
-    fields: dict[str, Any] = json.loads(json.dumps(dict(_flat("", known))))
-    return fields
+    return fields(known)
+
+
+def by_name(composition: Iterable[str]) -> dict[str, str]:
+    """The entries of `Weighting.steps`, each by what stands before its colon."""
+    steps = (step.partition(": ") for step in composition)
+    return {name: value for name, _, value in steps}
+
+
+def fields(known: Mapping[str, Any]) -> dict[str, Any]:
+    """Every value of nested mappings by its dotted name, as JSON has it; None is left out."""
+    found: dict[str, Any] = json.loads(json.dumps(dict(_flat("", known))))
+    return found
+
+
+def check_same(
+    saved: Mapping[str, Any],
+    present: Mapping[str, Any],
+    *,
+    at: str,
+    allowed: bool,
+    main: bool,
+    resume: str = "--resume",
+    allow: str = "--allow-changes",
+) -> None:
+    """Raises ConfigError naming the first field that has changed since it was saved; a warning if `allowed`.
+
+    `at` says where it was saved, `resume` and `allow` what asks to go on, and to go on all the same.
+    """
+    changed = [f"{field}: was {then} at {at}, is {now}" for field, (then, now) in differences(saved, present).items()]
+    if changed and not allowed:
+        more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+        raise ConfigError(f"{resume}: {changed[0]}{more}; {allow} goes on all the same")
+    for line in changed if main else []:
+        _LOG.warning("%s: %s", allow, line)
 
 
 def differences(saved: Mapping[str, Any], present: Mapping[str, Any]) -> dict[str, tuple[str, str]]:

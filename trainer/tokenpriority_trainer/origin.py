@@ -27,19 +27,31 @@ def origin(
 ) -> tuple[PrioritySource, Weighting]:
     """The source and the weighting of a trainer that was given these, or not.
 
-    `columns` are the dataset's, `copied` the roles of which a copy stands beside the student. Without a weighting a
-    Source's method brings its own; without a source the dataset's column is read. Raises ConfigError if there is none,
-    or if the forward pass makes another method's weights than the Source asks for.
+    `columns` are the dataset's, `copied` the roles of which a copy stands beside the student. Without a weighting the
+    method that makes the weights brings its own; without a source the dataset's column is read. Raises ConfigError if
+    there is none, or if the forward pass makes another method's weights than the source does.
     """
     if isinstance(given, Source):
         return _asked_of_server(given, weighting or Weighting.of(given.method, given.params), columns, copied)
-    rule = weighting or Weighting()
+    rule = weighting or _own(given)
     if given is None and PRIORITIES not in columns and rule.method is None:
         raise ConfigError(
             f"priorities: not given, and the train dataset has no column {PRIORITIES!r}; give client.source(...), or "
             "LocalSource() for weight 1 on every token"
         )
     return without_server("uniform", {}, columns) if given is None else given, rule
+
+
+def _own(given: PrioritySource | None) -> Weighting:
+    """The weighting of the method that a source's weights are made by."""
+    made_by: Asked | None = getattr(given, "made_by", None)
+    if made_by is None:
+        return Weighting()
+    rule = Weighting.of(*made_by)
+    if rule.method is not None:
+        name = rule.method.method.name
+        raise ConfigError(f"priorities: {name!r} is computed in the forward pass; give client.source({name!r}, ...)")
+    return rule
 
 
 def static(method: str, params: Mapping[str, Any], weighting: Weighting) -> Asked:

@@ -20,10 +20,8 @@ from tokenpriority.errors import ConnectionFailed, Unavailable
 from tokenpriority.schema import ModelInfo
 from tokenpriority_trainer.config import PrioritiesSection
 from tokenpriority_trainer.errors import ConfigError
-from tokenpriority_trainer.origin import static
 from tokenpriority_trainer.store import models_read
 from tokenpriority_trainer.surfaces import Surfaces
-from tokenpriority_trainer.weighting import Weighting
 
 PROBE = "def f(x: int) -> str:\n\treturn f'{x / 1_0.5:>8}'  # na\u00efve \u65e5\u672c\u8a9e \U0001f642\r\n\n  A != b"
 """Words, numbers, white space and scripts on which two tokenizers hardly ever agree by chance."""
@@ -34,6 +32,9 @@ _OTHERWISE = (
 )
 
 POLL_SECONDS = 0.5
+
+LOADING_SECONDS = 3600.0
+"""How long a script waits for a server that is loading, as a client does for one answer."""
 
 
 def check_server(
@@ -61,18 +62,23 @@ def check_server(
     return {name: known[name].fingerprint for name in used}
 
 
-def check_source(source: Source, weighting: Weighting, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises ConfigError if the server lacks a model it will be asked about, or one of them has fewer tokens than the
-    student's tokenizer or tokenises otherwise.
+def check_source(source: Source, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    """Wait until the server has loaded the models it will be asked about.
 
-    What the server itself would refuse, such as sequences that are too long, is left to it.
+    Raises ConfigError if it lacks one or, given the student's tokenizer, one of them has fewer tokens than that or
+    tokenises otherwise; the client's errors if a model failed to load or the server does not answer. What the server
+    itself would refuse, such as sequences that are too long, is left to it.
     """
+    used = models_read(source.model, source.method, source.params)
     known = {info.name: info for info in source.client.models()}
-    used = models_read(source.model, *static(source.method, source.params, weighting))
     for name in used:
         if name not in known:
             raise _unknown(name, known)
-    _check_models(source.client, [known[name] for name in used], tokenizer, None)
+    if not all(known[name].ready for name in used):
+        source.client.wait_until_ready(LOADING_SECONDS, used)
+        known = {info.name: info for info in source.client.models()}
+    if tokenizer is not None:
+        _check_models(source.client, [known[name] for name in used], tokenizer, None)
 
 
 def wait_for_models(settings: PrioritiesSection, names: list[str]) -> dict[str, ModelInfo]:

@@ -56,7 +56,7 @@ def run(config: Config, *, resume: bool = False, allow_changes: bool = False, of
     found = supply(config, weighting, tokenizer, args.max_length, calibration=calibration, offline=offline)
     with found as (source, fingerprints):
         facts = _facts(config, weighting, source, fingerprints)
-        decided = identity(config, args, fingerprints, facts["composition"])
+        decided = identity(config, args, fingerprints, _steps(config, weighting, source))
         if checkpoint is not None:
             check_unchanged(checkpoint, decided, allowed=allow_changes, main=args.process_index == 0)
         trainer = make_trainer(config, args, tokenizer, weighting, source)
@@ -103,10 +103,12 @@ def _facts(
 ) -> dict[str, Any]:
     """What a summary says of how the run's weights are made."""
     settings = config.priorities
+    priority, *others = _steps(config, weighting, source)
+    calibrated = f", calibrated by {settings.calibration}" if settings.calibration is not None else ""
     return {
         "method": settings.method,
         "params": settings.params,
-        "composition": _steps(config, weighting, source),
+        "composition": [priority + calibrated, *others],
         "fingerprint": fingerprints.get(settings.model),
         "fingerprints": fingerprints,
     }
@@ -137,7 +139,6 @@ def _steps(config: Config, weighting: Weighting, source: PrioritySource) -> list
     static = described(method, method.parse(settings.params))
     if isinstance(source, ServerSource | StoredSource):
         static += f" from {settings.model}"
-        static += f", calibrated by {settings.calibration}" if settings.calibration is not None else ""
     elif isinstance(source, ColumnSource):
         static = f"column {PRIORITIES!r}"
     return weighting.steps(static, spans=SPANS in load_rows("train", config.data.train).column_names)

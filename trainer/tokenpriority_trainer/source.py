@@ -6,13 +6,16 @@ A source is one generator: it takes batches and gives each back with one array o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from tokenpriority import SequenceErrors
+from tokenpriority.depth import Depth, Wanted
 from tokenpriority.methods import Inputs, get_method, prioritise
 from tokenpriority_trainer.collator import DOCUMENTS, LOGPROBS, PRIORITIES
 from tokenpriority_trainer.documents import Document, Floats
@@ -23,10 +26,11 @@ from tokenpriority_trainer.store import Provenance, Sent, Store
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from tokenpriority import Client, Scores
-    from tokenpriority.depth import Wanted
+    from tokenpriority import Client, Scores, Source
 
 Batch = dict[str, Any]
+Asked = tuple[Document, Sent]
+"""A document and what is sent of it."""
 Weighed = Generator[tuple[Batch, list[Floats]], None, None]
 
 QUESTIONS = "questions"
@@ -36,7 +40,11 @@ STORED = "stored"
 
 
 class PrioritySource(Protocol):
-    """Gives every batch the weights of its documents."""
+    """Gives every batch the weights of its documents.
+
+    Those whose weights a method makes have it and its parameters as `made_by`; a trainer that is given no weighting
+    takes the method's own.
+    """
 
     wait_seconds: float
     """Seconds spent waiting for weights so far, over all streams."""
@@ -75,53 +83,68 @@ class ServerSource:
         store: str | Path | None = None,
     ) -> None:
         self._client = client
+        self.made_by = method, dict(params or {})
+        self.asked: Source = client.source(method, params, model=model)
+        """What is asked of the server."""
+        self.projects = tokenizer is not None
+        """Whether text is sent, and the scores are projected; else the student's token ids."""
         self.store: Store | None = None
         if store is not None:
-            if tokenizer is not None:
+            if self.projects:
                 raise ConfigError("store: keeps scores of the student's own tokens; leave out tokenizer")
-            asked = client.source(method, params, model=model)
-            self.store = Store.open(store, Provenance.of_server(client, asked.model, method, asked.params))
+            self.store = Store.open(store, Provenance.of_server(client, self.asked.model, *self.made_by))
         self._tokenizer = tokenizer
         self._projector: Projector | None = None
-        self._method, self._params, self._model, self._depth = method, dict(params or {}), model, depth
+        self._model, self._depth = model, Depth(depth)
         self.wait_seconds = 0.0
 
     def stream(self, batches: Iterable[Batch]) -> Weighed:
-        """See `PrioritySource`. Raises the client's errors where the server refuses a document."""
+        """See `PrioritySource`. Raises WeightError also for a document the server refuses; else the client's errors."""
         before = self.wait_seconds
+        method, params = self.made_by
+        asked: deque[list[Asked]] = deque()
+        pick = self._pick()
+
+        def sequences(batch: Batch) -> list[Sent]:
+            asked.append(pick(batch))
+            return [sent for _, sent in asked[-1]]
+
         with self._client.prefetch(
             batches,
-            sequences=self._sequences(),
-            method=self._method,
-            params=self._params,
+            sequences=sequences,
+            method=method,
+            params=params,
             model=self._model,
             depth=self._depth,
-            offsets=self._tokenizer is not None,
+            offsets=self.projects,
         ) as prefetch:
-            for batch, answers in prefetch:
+            for batch, answers in _named(prefetch, asked):
                 self.wait_seconds = before + prefetch.wait_seconds
+                sent = [each for _, each in asked.popleft()]
                 scores = projected(batch.pop(QUESTIONS), answers) if QUESTIONS in batch else answers
                 found = batch.pop(STORED, None)
                 weights = _weighed(batch, scores if found is None else _merged(found, answers))
                 if self.store is not None:
-                    self.store.keep(_lacking(batch, found), answers)
+                    self.store.keep(sent, answers)
                 yield batch, weights
 
-    def _sequences(self) -> Callable[[Batch], list[Sent]]:
-        """What is sent of a batch: its tokens, or its text."""
+    def _pick(self) -> Callable[[Batch], list[Asked]]:
+        """What is asked of a batch: by tokens, or by text."""
         if self.store is not None:
             return partial(_unstored, self.store)
         if self._tokenizer is None:
-            return sequences
+            return _by_tokens
         if self._projector is None:
             self._projector = Projector(self._client, self._model, self._tokenizer)
         projector = self._projector
 
-        def texts(batch: Batch) -> list[Sent]:
-            batch[QUESTIONS] = [projector.question(document) for document in _wanted(batch[DOCUMENTS])]
-            return [question.sequence for question in batch[QUESTIONS] if question.start is not None]
+        def by_text(batch: Batch) -> list[Asked]:
+            wanted = _wanted(batch[DOCUMENTS])
+            batch[QUESTIONS] = questions = [projector.question(document) for document in wanted]
+            pairs = zip(wanted, questions, strict=True)
+            return [(document, question.sequence) for document, question in pairs if question.start is not None]
 
-        return texts
+        return by_text
 
 
 class StoredSource:
@@ -131,6 +154,7 @@ class StoredSource:
 
     def __init__(self, store: Store) -> None:
         self.store = store
+        self.made_by = store.provenance.method, store.provenance.params
 
     def stream(self, batches: Iterable[Batch]) -> Weighed:
         """See `PrioritySource`. Raises WeightError if the store lacks a document."""
@@ -166,6 +190,7 @@ class LocalSource:
     wait_seconds = 0.0
 
     def __init__(self, method: str = "uniform", params: Mapping[str, Any] | None = None) -> None:
+        self.made_by = method, dict(params or {})
         self._method = get_method(method)
         self._params = self._method.parse(params)
         needs = self._method.needs(self._params)
@@ -188,18 +213,30 @@ def _wanted(documents: list[Document]) -> list[Document]:
 
 def sequences(batch: Batch) -> list[Sent]:
     """What is sent of a batch: the tokens of every document that trains something, and which of them do."""
+    return [sent for _, sent in _by_tokens(batch)]
+
+
+def _by_tokens(batch: Batch) -> list[Asked]:
     wanted = _wanted(batch[DOCUMENTS])
-    return [{"token_ids": document.token_ids, "mask": document.trained.astype(np.uint8)} for document in wanted]
+    return [(each, {"token_ids": each.token_ids, "mask": each.trained.astype(np.uint8)}) for each in wanted]
 
 
-def _unstored(store: Store, batch: Batch) -> list[Sent]:
+def _unstored(store: Store, batch: Batch) -> list[Asked]:
     """The part of that which the store does not hold; what it holds is left in the batch."""
-    batch[STORED] = store.find(sequences(batch))
-    return _lacking(batch, batch[STORED])
+    every = _by_tokens(batch)
+    batch[STORED] = store.find([sent for _, sent in every])
+    return [asked for asked, known in zip(every, batch[STORED], strict=True) if known is None]
 
 
-def _lacking(batch: Batch, found: list[Scores | None]) -> list[Sent]:
-    return [sent for sent, known in zip(sequences(batch), found, strict=True) if known is None]
+def _named(prefetch: Iterable[tuple[Batch, list[Scores]]], asked: deque[list[Asked]]) -> Iterator[Any]:
+    """What is prefetched; the first of `asked` is what was asked of it. A document that is refused is named."""
+    try:
+        yield from prefetch
+    except SequenceErrors as error:
+        first = min(error.failures)
+        document = asked[0][first][0]
+        begins = ", ".join(str(token) for token in document.token_ids[:8])
+        raise WeightError(f"{document}, whose token ids begin {begins}: {error.failures[first]}") from error
 
 
 def _merged(found: list[Scores | None], answers: list[Scores]) -> list[Scores]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from trl.trainer.utils import add_fused_lm_head
 
 from tokenpriority.distribution import evidence_of
 from tokenpriority.evidence import Evidence
@@ -21,8 +22,8 @@ from tokenpriority_trainer.documents import IGNORED
 from tokenpriority_trainer.head import WeightedHead, check_width
 from tokenpriority_trainer.live import TORCH
 
-FUSED = frozenset({"logprob", "entropy"})
-"""The signals TRL's fused lm head gives."""
+FUSED = frozenset({"logprob", "entropy", "collision"})
+"""The signals TRL's fused lm head gives, the last where `add_fused_signals` has asked for it."""
 
 CHUNK_BYTES = 1 << 26
 """About how much of a distribution is looked at together: its float32 copy and some temporaries of that size."""
@@ -48,17 +49,28 @@ class Pass:
     """The weighted loss, from the pass that makes it; `log_probs` then have no gradient."""
 
 
+def add_fused_signals(model: Any, signals: Iterable[str]) -> None:
+    """Have a causal language model's fused lm head give what `forward` reads of it for these signals.
+
+    SFTTrainer has given it one that gives no collision; where that is read, another takes its place.
+    """
+    wanted = frozenset(signals)
+    if "collision" in wanted and wanted <= FUSED:
+        add_fused_lm_head(model, outputs=("log_probs", "entropy", "log_sum_sq_probs", "is_top1"))
+
+
 def forward(model: Any, batch: Mapping[str, Any], *, signals: Iterable[str], distribution: bool, router: bool) -> Pass:
     """The student's pass over a batch. `entropy` is among its evidence whatever is read, since it is reported.
 
-    Raises WeightError if the model scores other positions than the batch has.
+    The model must have been given to `add_fused_signals`. Raises WeightError if it scores other positions than the
+    batch has.
     """
     options = {"use_cache": False, **({"output_router_logits": True} if router else {})}
     wanted = {"entropy", *signals}
     if wanted <= FUSED and not distribution:
         out = model(**batch, **options, fused_lm_head=True)
         check_width(out.log_probs.shape[1] + 1, batch["labels"].shape[1])
-        evidence = Evidence(logprob=_unshifted(out.log_probs.detach()), entropy=_unshifted(out.entropy.detach()))
+        evidence = _fused_evidence(out, wanted)
         return Pass(out.log_probs, out.label_mask, out.is_top1, evidence, aux_loss=getattr(out, "aux_loss", None))
     out = model(**{key: value for key, value in batch.items() if key != "labels"}, **options)
     check_width(out.logits.shape[1], batch["labels"].shape[1])
@@ -91,6 +103,13 @@ def frozen_evidence(logits: Tensor, labels: Tensor, signals: Iterable[str]) -> E
     mask = labels[:, 1:] != IGNORED
     found, _ = _signals(logits[:, :-1][mask], labels[:, 1:][mask], signals)
     return Evidence(**{name: _scattered(values, mask) for name, values in found.items()})
+
+
+def _fused_evidence(out: Any, names: set[str]) -> Evidence:
+    evidence = {"logprob": out.log_probs.detach(), "entropy": out.entropy.detach()}
+    if "collision" in names:
+        evidence["collision"] = out.log_sum_sq_probs.exp().masked_fill(~out.label_mask, 0)  # TRL's logarithm is 0 there
+    return Evidence(**{name: _unshifted(values) for name, values in evidence.items()})
 
 
 def _from_logits(out: Any, labels: Tensor, names: set[str]) -> Pass:

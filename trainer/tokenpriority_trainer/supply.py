@@ -12,6 +12,7 @@ from contextlib import ExitStack, closing, contextmanager
 from transformers import PreTrainedTokenizerBase
 
 from tokenpriority import Calibration, Client
+from tokenpriority.schema import ServiceClass
 from tokenpriority_trainer.calibrated import check_models
 from tokenpriority_trainer.config import Config, PrioritiesSection
 from tokenpriority_trainer.errors import ConfigError
@@ -35,8 +36,11 @@ def supply(
     *,
     calibration: Calibration | None = None,
     offline: bool = False,
+    service_class: ServiceClass = "interactive",
 ) -> Iterator[Supply]:
     """The run's source, open as long as the context is. With `offline` no server is asked for anything.
+
+    `service_class` says who waits for its answers: a training in progress, or only a store that is being filled.
 
     Raises ConfigError, or the client's errors, if the settings do not go together, the server or the store cannot
     answer for this student and method, or their models are not those of the calibration.
@@ -48,7 +52,7 @@ def supply(
         if needed and offline:
             source, fingerprints = _stored(settings, stack)
         elif needed and settings.url is not None:
-            source, fingerprints = _served(settings, tokenizer, max_length, stack)
+            source, fingerprints = _served(settings, tokenizer, max_length, service_class, stack)
         else:
             columns = load_rows("train", config.data.train).column_names
             source, fingerprints = without_server(settings.method, settings.params, columns), {}
@@ -84,11 +88,21 @@ def _copied(settings: PrioritiesSection) -> set[str]:
 
 
 def _served(
-    settings: PrioritiesSection, tokenizer: PreTrainedTokenizerBase, max_length: int | None, stack: ExitStack
+    settings: PrioritiesSection,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int | None,
+    service_class: ServiceClass,
+    stack: ExitStack,
 ) -> Supply:
     assert settings.url is not None
     try:
-        client = Client(settings.url, api_key=settings.api_key(), model=settings.model, max_outage=settings.patience)
+        client = Client(
+            settings.url,
+            api_key=settings.api_key(),
+            model=settings.model,
+            max_outage=settings.patience,
+            service_class=service_class,
+        )
     except ValueError as error:
         raise ConfigError(f"priorities.{error}") from None
     stack.enter_context(client)

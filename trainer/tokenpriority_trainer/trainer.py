@@ -8,8 +8,8 @@ checkpoints, logging) is TRL's. Knows nothing of files or of the command line.
 from __future__ import annotations
 
 import copy
-from collections.abc import Generator, Iterator
-from contextlib import closing, nullcontext
+from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -18,41 +18,37 @@ from torch import Tensor
 from trl import SFTConfig, SFTTrainer
 from trl.data_utils import get_dataset_column_names
 
-from tokenpriority import Source, spans
+from tokenpriority import Source
 from tokenpriority_trainer.alignment import SpanAligner
+from tokenpriority_trainer.batches import WeightedBatches
 from tokenpriority_trainer.checks import check_arguments, check_evidence, check_setting
 from tokenpriority_trainer.choice import use_kernel
 from tokenpriority_trainer.collator import (
     COMPLETION,
-    DOCUMENTS,
+    EXAMPLES,
     EXTRAS,
     FILL,
-    LOGPROBS,
     PRIORITIES,
     SEQUENCES,
-    SPAN_PRIORITIES,
     PriorityCollator,
 )
 from tokenpriority_trainer.columns import Rows, has_columns, prepare
 from tokenpriority_trainer.composer import Composer
 from tokenpriority_trainer.config import Kernel
 from tokenpriority_trainer.deferred import DeferredCount, rescale
-from tokenpriority_trainer.documents import IGNORED, Document, place
-from tokenpriority_trainer.errors import ConfigError, NothingToLearn
+from tokenpriority_trainer.errors import ConfigError
 from tokenpriority_trainer.guard import Guard, Watch, allow_step
 from tokenpriority_trainer.head import WeightedHead
 from tokenpriority_trainer.holding import check_held
-from tokenpriority_trainer.live import TORCH
+from tokenpriority_trainer.lineage import Lineage
 from tokenpriority_trainer.local import FrozenCopies
 from tokenpriority_trainer.loss import ALL, KEPT, count, shifted, weighted_loss
 from tokenpriority_trainer.metrics import SignMetrics
 from tokenpriority_trainer.origin import origin
-from tokenpriority_trainer.preflight import check_source
-from tokenpriority_trainer.progress import epoch_steps
-from tokenpriority_trainer.rows import ROWS, layout
+from tokenpriority_trainer.progress import epoch_steps, is_remainder
 from tokenpriority_trainer.sample import PrioritySample
 from tokenpriority_trainer.sharding import written_whole
-from tokenpriority_trainer.source import Batch, PrioritySource, ServerSource, StoredSource
+from tokenpriority_trainer.source import Batch, PrioritySource, StoredSource
 from tokenpriority_trainer.student import Pass, forward, forward_library, forward_weighted
 from tokenpriority_trainer.weighting import Weighting
 
@@ -96,12 +92,9 @@ class PrioritySFTTrainer(SFTTrainer):  # type: ignore[misc]  # TRL publishes no 
         self.sample = PrioritySample()
         self._composer = Composer(self.weighting, self.local)
         self._deferred = DeferredCount()
-        self._stream_of: Iterator[Batch] | None = None
-        self._stream: Generator[Batch, None, None] | None = None
+        self._batches = WeightedBatches(self.priorities, self.weighting, self.sample, self.sign_metrics)
         super().__init__(model=model, args=args, train_dataset=train_dataset, **rest)
         check_setting(self)
-        if isinstance(priorities, Source) and isinstance(self.priorities, ServerSource):
-            check_source(priorities, self.weighting, self._tokenizer)
         self.kernel = use_kernel(kernel, self)
         self._watch = Watch(guard or Guard(), deepspeed=self.is_deepspeed_enabled)
         self.data_collator = PriorityCollator(**vars(self.data_collator))
@@ -109,6 +102,8 @@ class PrioritySFTTrainer(SFTTrainer):  # type: ignore[misc]  # TRL publishes no 
             check_held(self, self.priorities.store)
         roles = (role for role in self.weighting.roles if role == "old" or role in self.local.roles)
         self.local.load(roles, self.model, self._tokenizer)
+        self._lineage = Lineage(self.priorities, self.weighting, self._tokenizer)
+        self.add_callback(self._lineage)
 
     def _prepare_dataset(
         self, dataset: Rows, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
@@ -129,13 +124,18 @@ class PrioritySFTTrainer(SFTTrainer):  # type: ignore[misc]  # TRL publishes no 
         super()._set_signature_columns_if_needed()
         self._signature_columns = list(dict.fromkeys([*(self._signature_columns or []), COMPLETION, *FILL]))
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train as SFTTrainer does; the prefetch is closed however training ends."""
+    def train(self, *args: Any, allow_changes: bool = False, **kwargs: Any) -> Any:
+        """Train as SFTTrainer does; the prefetch is closed however training ends.
+
+        A run that goes on from a checkpoint raises ConfigError if its weights come from elsewhere than the
+        checkpoint's did, unless `allow_changes`.
+        """
+        self._lineage.allow_changes = allow_changes
         self.sign_metrics.start()
         try:
             return super().train(*args, **kwargs)
         finally:
-            self._close_stream()
+            self._batches.close()
 
     def _run_epoch(self, **kwargs: Any) -> None:
         """One epoch; none of a run resumed at its last step, which Trainer would train a step too far."""
@@ -145,71 +145,32 @@ class PrioritySFTTrainer(SFTTrainer):  # type: ignore[misc]  # TRL publishes no 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], Tensor]:
-        """The micro-batches of one optimiser step, weighted, and the counts their losses are divided by.
-
-        The epoch's iterator is wrapped once, so the source reads ahead of training; skipping batches on resume
-        happens before, inside the iterator.
-        """
-        if epoch_iterator is not self._stream_of:
-            self._close_stream()
-            self._stream_of, self._stream = epoch_iterator, self._weighted(epoch_iterator)
+        """The micro-batches of one optimiser step, weighted, and the counts their losses are divided by."""
         self._deferred.clear()
         self._watch.clear()
         self.local.begin_step(self.state.global_step, self.model)
-        samples: tuple[list[Batch], Tensor] = super().get_batch_samples(self._stream, num_batches, device)
+        weighted = self._batches.of(epoch_iterator)
+        samples: tuple[list[Batch], Tensor] = super().get_batch_samples(weighted, num_batches, device)
         self.sample.collect(self.state.global_step + 1)
         return samples
 
-    def _close_stream(self) -> None:
-        if self._stream is not None:
-            self._stream.close()
-        self.sample.discard()
-        self._stream_of = self._stream = None
-
-    def _weighted(self, batches: Iterator[Batch]) -> Generator[Batch, None, None]:
-        """Each batch with its static `priorities` and what live methods read, in place of our other keys."""
-        with closing(self.priorities.stream(batches)) as stream:
-            for batch, values in stream:
-                found: list[Document] = batch.pop(DOCUMENTS)
-                shape, device = tuple(batch["input_ids"].shape), batch["input_ids"].device
-                weights = torch.from_numpy(place(found, values, shape)).to(device)
-                extras: Batch = {PRIORITIES: self._labelled(weights, batch)}
-                logprobs = batch.pop(LOGPROBS, None)
-                if "reference" in self.weighting.roles and logprobs is not None:
-                    placed = place(found, logprobs, shape, what="reference's log-prob")
-                    extras[LOGPROBS] = torch.from_numpy(placed).to(device)
-                self.sample.offer(found, extras[PRIORITIES], logprobs)
-                if self.weighting.live:
-                    extras[ROWS] = layout(found, shape).to(device)
-                extras[SEQUENCES] = sum(bool(document.trained.any()) for document in found)
-                self.sign_metrics.see(sum(document.end - document.start for document in found))
-                yield {**batch, **extras}
-
-    def _labelled(self, weights: Tensor, batch: Batch) -> Tensor:
-        """Static weights with the caller's labels laid over, or with the signs of a method that reads them itself."""
-        labels = batch.get(SPAN_PRIORITIES)
-        trained = batch["labels"] != IGNORED
-        trained[:, 0] = False
-        if self.weighting.method is not None and self.weighting.labels_inside:
-            signed = self.weighting.method.signs(weights, labels)
-            return torch.where(trained, signed, torch.zeros_like(signed))
-        return weights if labels is None else spans.apply(weights, labels, trained, xp=TORCH)
-
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Tensor | None:
-        """The counts of `loss.count` over the whole global batch: every micro-batch of the step, every process.
-
-        Raises NothingToLearn if no token of it has a weight.
-        """
+        """The counts of `loss.count` over the whole global batch: every micro-batch of the step, every process."""
         if not batch_samples:
             return None
         each = [count(batch["labels"], batch[PRIORITIES], batch[SEQUENCES]) for batch in batch_samples]
-        counts: Tensor = self.accelerator.reduce(torch.stack(each).sum(0).to(device))
+        own = torch.stack(each).sum(0)
+        examples = own.new_tensor([sum(batch[EXAMPLES] for batch in batch_samples)])
+        counts: Tensor
+        counts, total = self.accelerator.reduce(torch.cat([own, examples]).to(device)).split([len(own), 1])
         if counts[KEPT] == 0:
-            raise NothingToLearn(
-                f"step {self.state.global_step + 1}: all {int(counts[0])} trained tokens of the global batch have "
-                "weight 0; use a larger batch, or a method or parameters that keep more"
-            )
+            self._watch.leave_out(int(counts[ALL]), is_remainder(self, int(total)), self.state, self.accelerator)
         return counts
+
+    def _prepare_inputs(self, inputs: Batch) -> Batch:
+        """Trainer's; what no model takes keeps its dtype, where DeepSpeed has it give floats the model's."""
+        own = {key: value for key, value in inputs.items() if key in EXTRAS and isinstance(value, Tensor)}
+        return {**super()._prepare_inputs(inputs), **{key: value.to(self.args.device) for key, value in own.items()}}
 
     def compute_loss(
         self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Tensor | None = None
@@ -278,8 +239,7 @@ class PrioritySFTTrainer(SFTTrainer):  # type: ignore[misc]  # TRL publishes no 
         schedule = self.weighting.schedule
         if schedule is None:
             return 1.0
-        epoch = epoch_steps(self.callback_handler.train_dataloader, self.args.gradient_accumulation_steps)
-        return schedule.factor(self.state.global_step, self.state.max_steps, epoch_steps=epoch)
+        return schedule.factor(self.state.global_step, self.state.max_steps, epoch_steps=epoch_steps(self))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """TRL's; the model is whole, also under FSDP and also where the checkpoints are not."""
