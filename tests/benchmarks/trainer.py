@@ -1,6 +1,6 @@
 """What the trainer costs: time and memory against plain TRL and the naive weighted loss, and what it waits for weights.
 
-    python tests/benchmarks/trainer.py [--quick] [--json]
+    python tests/benchmarks/trainer.py [--quick] [--json] [--rounds N]
 
 Two measurements for vocabularies of 8,192 and 151,936, float32, each forward and backward. The loss alone, from given
 hidden states to the gradients on them and on the lm head: whole logits, TRL's head and our two kernels, without weights
@@ -19,7 +19,8 @@ With --json the last line has, for the larger vocabulary: `kernel`, the one of o
 error just spoken of; `step_memory_over_naive` and `memory_over_naive`, its step and its loss over those of whole
 logits; `loss_time_over_trl` and `loss_memory_over_trl`, the loss under kernel chunked over that under kernel trl, which
 decide the default: 0.9 or less, or 0.7 or less. And, from `training/waiting.py`, which says what is simulated,
-`wait_share`, the share of a training's time that it waits for priorities, and what else is measured there.
+`wait_share`, the share of a training's time that it waits for priorities once the first are there, `filling_seconds`,
+what it waits until then, and what else is measured there.
 """
 
 from __future__ import annotations
@@ -56,10 +57,11 @@ Cost = tuple[float, float]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="1 round instead of 9, no half weights 0, no plain losses")
+    parser.add_argument("--quick", action="store_true", help="1 round, no half weights 0, no plain losses")
+    parser.add_argument("--rounds", type=int, default=9, help="rounds that are counted, unless --quick")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     arguments = parser.parse_args()
-    rounds = 1 if arguments.quick else 9
+    rounds = 1 if arguments.quick else arguments.rounds
     machine = f"{platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads"
     print(f"{machine}, {TOKENS:,} tokens, {WIDTH} wide, counted rounds: {rounds}")
     for vocabulary in VOCABULARIES:
