@@ -101,7 +101,7 @@ def test_a_restart_costs_waiting_and_never_a_weight(
     assert_close(tmp_path / "disturbed", tmp_path / "undisturbed", atol=0)
     found, expected = metrics(tmp_path / "disturbed"), metrics(tmp_path / "undisturbed")
     assert [line["loss"] for line in found] == [line["loss"] for line in expected]
-    assert json.loads((tmp_path / "disturbed" / "summary.json").read_text())["wait_seconds"] > 0.9 * outage > 1
+    assert json.loads((tmp_path / "disturbed" / "summary.json").read_text())["wait_seconds"] > 0.9 * outage > 0
     assert max(line["wait_seconds"] for line in found) > 0.9 * outage, "it was in the middle of the run"
 
 
