@@ -130,7 +130,11 @@ class Models:
         try:
             engine = await _in_thread(make, abandoned=_close)
             models = await _in_thread(functools.partial(self._models, host, engine))
-        except Exception as error:
+        except BaseException as error:
+            if not isinstance(error, Exception):  # the server is stopping
+                if engine is not None:
+                    await _closed(host, engine)
+                raise
             self._errors[host] = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
             logger.error("model %s failed to load: %s", host, self._errors[host])
             if engine is not None:

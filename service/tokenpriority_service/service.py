@@ -146,7 +146,7 @@ class Service:
         with self.tracer.span("door", bytes=len(body)):
             draft = await _off_loop(len(body) > LOOP_BYTES, lambda: self.door.open(body, body_type))
             if draft.has_text:
-                return await self._text.run(caller.team, lambda: self.door.check(draft))
+                return await self._text.run((caller.team, draft.service_class), lambda: self.door.check(draft))
             return await _off_loop(len(body) > LOOP_BYTES, lambda: self.door.check(draft))
 
     def _answer(self, request: Request, gathered: Gathered, media_type: str) -> bytes:

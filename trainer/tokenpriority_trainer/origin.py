@@ -50,7 +50,10 @@ def _own(given: PrioritySource | None) -> Weighting:
     rule = Weighting.of(*made_by)
     if rule.method is not None:
         name = rule.method.method.name
-        raise ConfigError(f"priorities: {name!r} is computed in the forward pass; give client.source({name!r}, ...)")
+        raise ConfigError(
+            f"priorities: {name!r} is computed in the forward pass; give client.source({name!r}, ...), or "
+            f"LocalSource() and weighting=Weighting.of({name!r}, ...)"
+        )
     return rule
 
 

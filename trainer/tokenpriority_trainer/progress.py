@@ -25,8 +25,9 @@ def epoch_steps(trainer: PrioritySFTTrainer) -> int | None:
 
 
 def is_remainder(trainer: PrioritySFTTrainer, examples: int) -> bool:
-    """Whether a global batch of so many examples is what an epoch has left after its whole ones."""
+    """Whether a global batch of so many examples is what an epoch has left after its whole ones; never where it is not
+    known that there are any."""
     whole = trainer.get_total_train_batch_size(trainer.args)
     if trainer.accelerator.split_batches:  # the batch size is that of all processes
         whole //= trainer.accelerator.num_processes
-    return bool(examples < whole and epoch_steps(trainer) != 1)
+    return bool(examples < whole and (epoch_steps(trainer) or 1) > 1)

@@ -183,7 +183,6 @@ class ColumnSource:
 class LocalSource:
     """Applies a method that reads no model: `uniform` (weight 1 everywhere), or `spans`.
 
-    The static weights of a method of the live student are `uniform`'s; its factor comes from the forward pass.
     Raises ConfigError for a method that needs a server.
     """
 

@@ -1,15 +1,15 @@
 """The threads that tokenise and render.
 
-Knows teams by name, and that a text may take its thread many seconds. One request of a team at a time, in threads of
-their own: so one team's texts hold up neither another's nor the other work that leaves the event loop. Knows nothing of
-what is done.
+Knows that a text may take its thread many seconds. One request at a time of a team's interactive work and one of its
+bulk work, in threads of their own: so one's texts hold up neither another's nor the other work that leaves the event
+loop. Knows nothing of what is done.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 from weakref import WeakValueDictionary
@@ -17,7 +17,7 @@ from weakref import WeakValueDictionary
 T = TypeVar("T")
 
 THREADS = 4
-"""Teams whose texts are worked on at once."""
+"""Requests whose texts are worked on at once."""
 
 
 class TextThreads:
@@ -25,11 +25,11 @@ class TextThreads:
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="text")
-        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._turns: WeakValueDictionary[Hashable, asyncio.Lock] = WeakValueDictionary()
 
-    async def run(self, team: str, work: Callable[[], T]) -> T:
-        """The result of `work`, after what this team asked for before."""
-        turn = self._turns.setdefault(team, asyncio.Lock())
+    async def run(self, whose: Hashable, work: Callable[[], T]) -> T:
+        """The result of `work`, after what the same (a team in one class) asked for before."""
+        turn = self._turns.setdefault(whose, asyncio.Lock())
         await turn.acquire()
         try:
             context = contextvars.copy_context()
@@ -38,7 +38,7 @@ class TextThreads:
             turn.release()
             raise
         done.add_done_callback(lambda _: turn.release())
-        # Shielded: a thread goes on though who waited for it is gone, and until then it is its team's.
+        # Shielded: a thread goes on though who waited for it is gone, and until then it is theirs.
         return await asyncio.shield(done)
 
     def close(self) -> None:

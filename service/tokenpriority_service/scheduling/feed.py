@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tokenpriority.errors import ApiError, InternalError, Unavailable
+from tokenpriority.errors import ApiError, EngineFault, InternalError, Unavailable
 from tokenpriority_service.engines.engine import RETRY_SECONDS, Engine, Rows
 from tokenpriority_service.scheduling.admission import Admission
 from tokenpriority_service.scheduling.fair_queue import FairQueue, Flow
@@ -236,8 +236,21 @@ def _by_model(works: Sequence[Work]) -> list[list[Work]]:
 def _asked(parts: Sequence[Sequence[Work]], *, urgent: bool) -> Coroutine[Any, Any, list[Rows | Exception]]:
     """The answers to all works, from the engine of each part."""
     asked = [works[0].engine.score([replace(work.job, urgent=urgent) for work in works]) for works in parts]
-    return asked[0] if len(asked) == 1 else _joined(asked)
+    return asked[0] if len(asked) == 1 else _joined(asked, [len(works) for works in parts])
 
 
-async def _joined(asked: Sequence[Coroutine[Any, Any, list[Rows | Exception]]]) -> list[Rows | Exception]:
-    return [result for answers in await asyncio.gather(*asked) for result in answers]
+async def _joined(
+    asked: Sequence[Coroutine[Any, Any, list[Rows | Exception]]], sizes: Sequence[int]
+) -> list[Rows | Exception]:
+    """One after the other, as many of each as were asked for: what fails is the fault of that model alone."""
+    joined: list[Rows | Exception] = []
+    for answers, size in zip(await asyncio.gather(*asked, return_exceptions=True), sizes, strict=True):
+        if isinstance(answers, Exception):
+            joined += [answers] * size
+        elif isinstance(answers, BaseException):
+            raise answers
+        elif len(answers) != size:
+            joined += [EngineFault(f"the engine answered {len(answers)} of {size} jobs")] * size
+        else:
+            joined += answers
+    return joined

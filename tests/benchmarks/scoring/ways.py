@@ -26,7 +26,7 @@ from tokenpriority_service.app import create_app
 from tokenpriority_service.configuration.settings import read
 from tokenpriority_service.engines import Engine, Job, load_engine
 
-_MODEL = "scored"
+MODEL = "scored"
 _PADDED_ROWS = 8
 
 
@@ -50,7 +50,7 @@ def _ours(path: Path, dtype: str, threads: int) -> Iterator[list[Way]]:
     before = memory.children("VLLM::Worker")
     engine = load_engine("vllm", model=str(path), dtype=dtype, threads=threads)
     (worker,) = memory.children("VLLM::Worker") - before
-    with _service(engine) as url, Clients("tokenpriority", url, _MODEL) as clients:
+    with service(engine) as url, Clients("tokenpriority", url, MODEL) as clients:
         yield [Way(Way.FAST, _scores(engine), worker), Way(Way.HTTP, clients.score)]
     asyncio.run(engine.close())
 
@@ -73,11 +73,11 @@ def _scores(engine: Engine) -> Callable[[list[list[int]]], None]:
 
 
 @contextlib.contextmanager
-def _service(engine: Engine) -> Iterator[str]:
+def service(engine: Engine) -> Iterator[str]:
     """Our server in a thread, with nothing stored: every sequence is scored."""
     stored = {"max_bytes": 0, "memory_bytes": 0}
     settings = read(options={"store": stored, "database": {"url": "sqlite://"}})
-    server = uvicorn.Server(uvicorn.Config(create_app(settings, {_MODEL: engine}), log_level="error", access_log=False))
+    server = uvicorn.Server(uvicorn.Config(create_app(settings, {MODEL: engine}), log_level="error", access_log=False))
     sock = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
     thread.start()
@@ -140,7 +140,7 @@ def _serve(path: Path, dtype: str) -> Iterator[Way]:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port = sock.getsockname()[1]
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(path), "--dtype", dtype]
-    command += ["--served-model-name", _MODEL, "--port", str(port), "--host", "127.0.0.1", "--enforce-eager"]
+    command += ["--served-model-name", MODEL, "--port", str(port), "--host", "127.0.0.1", "--enforce-eager"]
     command += [
         "--max-num-batched-tokens",
         "8192",
@@ -154,7 +154,7 @@ def _serve(path: Path, dtype: str) -> Iterator[Way]:
         url = f"http://127.0.0.1:{port}"
         try:
             _wait_for(f"{url}/health", child)
-            with Clients("vllm", url, _MODEL) as clients:
+            with Clients("vllm", url, MODEL) as clients:
                 yield Way(Way.SERVE, clients.score)
         finally:
             child.terminate()
