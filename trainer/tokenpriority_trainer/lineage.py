@@ -52,14 +52,14 @@ class Lineage(TrainerCallback):
         state.stateful_callbacks[LINEAGE] = present
 
     def _fields(self) -> dict[str, Any]:
+        found: dict[str, Any]
         provenance = self._provenance()
         if provenance is not None:
             made_by = asdict(provenance)
             found = {"fingerprints": made_by.pop("fingerprints"), "priorities": made_by}
         else:
             method, params = getattr(self._source, "made_by", (None, {}))
-            source = {"source": type(self._source).__name__, "method": method, "params": params}
-            found = {"priorities": source}
+            found = {"priorities": {"source": type(self._source).__name__, "method": method, "params": params}}
         # What stands before the colon of the first step is the source, which is known better here.
         _, *steps = self._weighting.steps("", spans=False)
         return fields({**found, "composition": by_name(steps)})
