@@ -17,7 +17,15 @@ from datasets import Dataset
 
 from run_config import writer
 from tokenpriority import Client
-from tokenpriority_trainer import ColumnSource, PrioritySFTTrainer, ServerSource, Store, StoredSource
+from tokenpriority_trainer import (
+    ColumnSource,
+    LocalSource,
+    PrioritySFTTrainer,
+    ServerSource,
+    Store,
+    StoredSource,
+    Weighting,
+)
 from tokenpriority_trainer.config import load_config
 from tokenpriority_trainer.errors import ConfigError
 from tokenpriority_trainer.run import run
@@ -128,8 +136,15 @@ def test_another_question_is_refused(client: Client, script: Any, begun: str, th
 def test_a_column_in_the_place_of_the_server_is_refused(client: Client, script: Any, begun: str, rows: Any) -> None:
     script(client.source(), 2, rows).train()
     weighted = [{**row, "priorities": [1.0] * len(row["input_ids"])} for row in rows]
-    with pytest.raises(ConfigError, match=r'fingerprints\.reference: was "[^"]*" at checkpoint-2, is not set'):
+    with pytest.raises(ConfigError, match=r'priorities\.source: was not set at checkpoint-2, is "ColumnSource"'):
         script(ColumnSource(), 3, weighted).train(resume_from_checkpoint=begun)
+
+
+def test_another_local_method_is_refused(script: Any, begun: str) -> None:
+    rule = Weighting.of("uniform")
+    script(LocalSource("spans", {"outside": 0.5}), 2, weighting=rule).train()
+    with pytest.raises(ConfigError, match=r'priorities\.method: was "spans" at checkpoint-2, is "uniform"'):
+        script(LocalSource(), 3, weighting=rule).train(resume_from_checkpoint=begun)
 
 
 def test_a_checkpoint_that_does_not_say_goes_on_with_a_warning(
