@@ -165,7 +165,7 @@ def test_a_call_for_two_models_gives_each_its_own(short: bool) -> None:
             assert desk.dispatchers[model].queued == {("many", "bulk"): queued}
         await asyncio.wait({work.done for _, work in sent})
         for name, work in sent:
-            if short:
+            if short and name == "warmed":
                 assert isinstance(work.done.result(), EngineFault), "not the answer to another one"
             else:
                 [expected] = await engines[name].score([work.job])
