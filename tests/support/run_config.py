@@ -42,6 +42,18 @@ SGD: dict[str, Any] = {
 """Arguments under which one optimiser step of SGD moves every parameter by minus its gradient, on one CPU."""
 
 
+ADAM: dict[str, Any] = {
+    "optim": "adamw_torch",
+    "learning_rate": 0.01,
+    "weight_decay": 0.1,
+    "lr_scheduler_type": "constant_with_warmup",  # the rate is a function of the scheduler's steps alone
+    "warmup_steps": 10,
+    "max_grad_norm": 1.0,
+    "train_sampling_strategy": "sequential",
+}
+"""Arguments of an optimiser whose momentum, decay and rate tell a step that was taken from one that was not."""
+
+
 def writer(tmp_path: Path, student: Path, text: str) -> Callable[..., Path]:
     """Writes configurations of this student and their data; `sections` replace or add keys by section."""
     data = tmp_path / "train.jsonl"

@@ -159,6 +159,13 @@ def server(
         yield url
 
 
+@pytest.fixture
+def client(server: str) -> Iterator[Client]:
+    """A client of that server."""
+    with Client(server, timeout=60) as made:
+        yield made
+
+
 @pytest.fixture(scope="session")
 def half_server(
     command_line: list[str],

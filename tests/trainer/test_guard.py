@@ -20,7 +20,7 @@ from datasets import Dataset
 from pydantic import ValidationError
 from transformers import TrainerCallback
 
-from run_config import assert_close, metrics, writer
+from run_config import ADAM, assert_close, metrics, writer
 from tokenpriority_trainer import ColumnSource, Guard, PrioritySFTTrainer, Weighting
 from tokenpriority_trainer.config import load_config
 from tokenpriority_trainer.errors import ConfigError, GuardStop
@@ -30,15 +30,6 @@ from tokenpriority_trainer.run import run
 Rows = list[dict[str, Any]]
 Make = Callable[..., Any]
 
-ADAM: dict[str, Any] = {
-    "optim": "adamw_torch",
-    "learning_rate": 0.01,
-    "weight_decay": 0.1,
-    "lr_scheduler_type": "constant_with_warmup",  # the rate is a function of the scheduler's steps alone
-    "warmup_steps": 10,
-    "max_grad_norm": 1.0,
-    "train_sampling_strategy": "sequential",
-}
 NO_LIMIT = Guard(max_nll_ratio=1e9)
 
 

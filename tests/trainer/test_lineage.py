@@ -42,12 +42,6 @@ def other(serve: Any, save_student: Callable[..., Path], tmp_path_factory: pytes
 
 
 @pytest.fixture
-def client(server: str) -> Iterator[Client]:
-    with Client(server, timeout=60) as made:
-        yield made
-
-
-@pytest.fixture
 def changed(other: str) -> Iterator[Client]:
     with Client(other, timeout=60) as made:
         yield made

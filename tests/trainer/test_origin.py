@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -22,12 +22,6 @@ from tokenpriority_trainer import (
 from tokenpriority_trainer.errors import ConfigError
 
 NOWHERE = "http://127.0.0.1:9"
-
-
-@pytest.fixture
-def client(server: str) -> Iterator[Client]:
-    with Client(server, timeout=60) as made:
-        yield made
 
 
 @pytest.fixture

@@ -10,23 +10,14 @@ from typing import Any
 import pytest
 import torch
 
+from run_config import ADAM
 from tokenpriority_trainer import LocalSource, Weighting
 from tokenpriority_trainer.errors import NothingToLearn
 
 Make = Callable[..., Any]
 Rows = list[dict[str, Any]]
 
-ADAM: dict[str, Any] = {
-    "optim": "adamw_torch",
-    "learning_rate": 0.01,
-    "weight_decay": 0.1,
-    "lr_scheduler_type": "constant_with_warmup",  # the rate is a function of the scheduler's steps alone
-    "warmup_steps": 10,
-    "max_grad_norm": 1.0,
-    "max_steps": -1,
-    "num_train_epochs": 2,
-    "train_sampling_strategy": "sequential",
-}
+TWO_EPOCHS: dict[str, Any] = {**ADAM, "max_steps": -1, "num_train_epochs": 2}
 
 
 def with_weight(length: int, count: int, weight: float) -> Rows:
@@ -59,18 +50,18 @@ def test_a_remainder_without_any_weight_is_as_if_it_were_not_there(
 ) -> None:
     good, rest = with_weight(10, 8, 1.0), with_weight(10, left, 0.0)
     saving = {"save_strategy": "steps", "save_steps": 2}
-    trainer = make_trainer([*good, *rest], **ADAM, **changes, **saving)
+    trainer = make_trainer([*good, *rest], **TWO_EPOCHS, **changes, **saving)
     trainer.train()
     assert trainer.state.global_step == 6
     line = f"all {9 * left} trained tokens of the global batch have weight 0, which is what the epoch had left"
     assert said(caplog) == [f"step {step}: {line}; the step is left out" for step in (3, 6)]
-    without = make_trainer(good, **ADAM, **changes)
+    without = make_trainer(good, **TWO_EPOCHS, **changes)
     without.train()
     assert without.state.global_step == 4
     assert all(map(torch.equal, state(trainer), state(without)))
     assert all(torch.tensor(line["loss"]).isfinite() for line in trainer.state.log_history[:6])
 
-    resumed = make_trainer([*good, *rest], **ADAM, **changes)
+    resumed = make_trainer([*good, *rest], **TWO_EPOCHS, **changes)
     resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
     assert all(map(torch.equal, state(resumed), state(without)))
 
@@ -79,12 +70,12 @@ def test_a_remainder_without_any_weight_is_as_if_it_were_not_there(
 def test_a_whole_batch_without_any_weight_stops_the_run(make_trainer: Make, packed: dict[str, Any]) -> None:
     rows = [*with_weight(10, 4, 1.0), *with_weight(10, 4, 0.0)]
     with pytest.raises(NothingToLearn, match="step 2: all 36 trained tokens of the global batch have weight 0; use a"):
-        make_trainer(rows, **ADAM, per_device_train_batch_size=4, **packed).train()
+        make_trainer(rows, **TWO_EPOCHS, per_device_train_batch_size=4, **packed).train()
 
 
 def test_an_epoch_that_is_nothing_else_stops_the_run(make_trainer: Make) -> None:
     with pytest.raises(NothingToLearn, match="step 1: all 27 trained tokens"):
-        make_trainer(with_weight(10, 3, 0.0), **ADAM, per_device_train_batch_size=4).train()
+        make_trainer(with_weight(10, 3, 0.0), **TWO_EPOCHS, per_device_train_batch_size=4).train()
 
 
 class Reference:

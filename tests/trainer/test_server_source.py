@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,12 +14,6 @@ from transformers import TrainerCallback
 from tokenpriority import Client, SequenceErrors
 from tokenpriority_trainer import ColumnSource, PrioritySFTTrainer, ServerSource
 from tokenpriority_trainer.errors import WeightError
-
-
-@pytest.fixture
-def client(server: str) -> Iterator[Client]:
-    with Client(server, timeout=60) as made:
-        yield made
 
 
 def training_rows(text: str, count: int = 12) -> list[dict[str, Any]]:

@@ -82,26 +82,27 @@ class ServerSource:
         tokenizer: PreTrainedTokenizerBase | None = None,
         store: str | Path | None = None,
     ) -> None:
-        self._client = client
-        self.made_by = method, dict(params or {})
         self.asked: Source = client.source(method, params, model=model)
         """What is asked of the server."""
-        self.projects = tokenizer is not None
-        """Whether text is sent, and the scores are projected; else the student's token ids."""
+        self.made_by = self.asked.method, self.asked.params
         self.store: Store | None = None
         if store is not None:
-            if self.projects:
+            if tokenizer is not None:
                 raise ConfigError("store: keeps scores of the student's own tokens; leave out tokenizer")
             self.store = Store.open(store, Provenance.of_server(client, self.asked.model, *self.made_by))
         self._tokenizer = tokenizer
         self._projector: Projector | None = None
-        self._model, self._depth = model, Depth(depth)
+        self._depth = Depth(depth)
         self.wait_seconds = 0.0
+
+    @property
+    def projects(self) -> bool:
+        """Whether text is sent, and the scores are projected; else the student's token ids."""
+        return self._tokenizer is not None
 
     def stream(self, batches: Iterable[Batch]) -> Weighed:
         """See `PrioritySource`. Raises WeightError also for a document the server refuses; else the client's errors."""
         before = self.wait_seconds
-        method, params = self.made_by
         asked: deque[list[Asked]] = deque()
         pick = self._pick()
 
@@ -109,12 +110,12 @@ class ServerSource:
             asked.append(pick(batch))
             return [sent for _, sent in asked[-1]]
 
-        with self._client.prefetch(
+        with self.asked.client.prefetch(
             batches,
             sequences=sequences,
-            method=method,
-            params=params,
-            model=self._model,
+            method=self.asked.method,
+            params=self.asked.params,
+            model=self.asked.model,
             depth=self._depth,
             offsets=self.projects,
         ) as prefetch:
@@ -135,7 +136,7 @@ class ServerSource:
         if self._tokenizer is None:
             return _by_tokens
         if self._projector is None:
-            self._projector = Projector(self._client, self._model, self._tokenizer)
+            self._projector = Projector(self.asked.client, self.asked.model, self._tokenizer)
         projector = self._projector
 
         def by_text(batch: Batch) -> list[Asked]:

@@ -16,11 +16,11 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tokenpriority.errors import ApiError, EngineFault, InternalError, Unavailable
+from tokenpriority.errors import ApiError, InternalError, Unavailable
 from tokenpriority_service.engines.engine import RETRY_SECONDS, Engine, Rows
 from tokenpriority_service.scheduling.admission import Admission
 from tokenpriority_service.scheduling.fair_queue import FairQueue, Flow
-from tokenpriority_service.scheduling.outcome import outcomes
+from tokenpriority_service.scheduling.outcome import counted, outcomes
 from tokenpriority_service.scheduling.window import BATCHING, SERIAL, Call, Window
 from tokenpriority_service.store import EvidenceStore
 
@@ -249,8 +249,6 @@ async def _joined(
             joined += [answers] * size
         elif isinstance(answers, BaseException):
             raise answers
-        elif len(answers) != size:
-            joined += [EngineFault(f"the engine answered {len(answers)} of {size} jobs")] * size
         else:
-            joined += answers
+            joined += counted(answers, size)
     return joined

@@ -32,10 +32,14 @@ def outcomes(
     if error is not None:
         logger.error("the engine failed on %d jobs", len(jobs), exc_info=error)
         return [EngineFault(f"the engine failed: {type(error).__name__}")] * len(jobs)
-    answers = task.result()
-    if len(answers) != len(jobs):
-        return [EngineFault(f"the engine answered {len(answers)} of {len(jobs)} jobs")] * len(jobs)
-    return [_checked(*each) for each in zip(answers, jobs, signals, strict=True)]
+    return [_checked(*each) for each in zip(counted(task.result(), len(jobs)), jobs, signals, strict=True)]
+
+
+def counted(answers: list[Rows | Exception], jobs: int) -> list[Rows | Exception]:
+    """The answers to so many jobs; where they are not as many, which is whose is not known, and each is that fault."""
+    if len(answers) == jobs:
+        return answers
+    return [EngineFault(f"the engine answered {len(answers)} of {jobs} jobs")] * jobs
 
 
 def _waitable(error: ApiError) -> ApiError:
