@@ -26,6 +26,7 @@ from run_config import SGD
 from tokenpriority_trainer import ColumnSource, FrozenCopies, Guard, PrioritySFTTrainer, Weighting
 from tokenpriority_trainer.config import Kernel, load_config
 from tokenpriority_trainer.errors import ConfigError
+from tokenpriority_trainer.group import end_group
 from tokenpriority_trainer.run import run
 
 Rows = list[dict[str, Any]]
@@ -177,7 +178,7 @@ def main(folder: Path) -> None:
             torch.save(found, folder / f"{kind}.pt")
     for name in RUNS:
         resumed(folder, name, first)
-    torch.distributed.destroy_process_group()
+    end_group()
 
 
 if __name__ == "__main__":

@@ -5,10 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +18,7 @@ from datasets import Dataset
 from pydantic import ValidationError
 from transformers import TrainerCallback
 
+from launching import TWO, launch
 from run_config import ADAM, assert_close, metrics, writer
 from tokenpriority_trainer import ColumnSource, Guard, PrioritySFTTrainer, Weighting
 from tokenpriority_trainer.config import load_config
@@ -275,12 +274,7 @@ def test_two_processes_skip_the_steps_that_one_skips(write: Callable[..., Path],
     guard = {"action": "skip", "max_negative_share": (shares[0] + shares[1]) / 2}
     run(load_config(write("one", guard=guard, training=sgd)))
     two = write("two", guard=guard, training={**sgd, "gradient_accumulation_steps": 1})
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*launch, "-m", "tokenpriority_trainer", str(two)], capture_output=True, text=True, timeout=280, env=environment
-    )
-    assert done.returncode == 0, done.stderr
+    done = launch(*TWO, "-m", "tokenpriority_trainer", str(two))
     skipped = [line["guard_skipped"] for line in metrics(tmp_path / "one")]
     assert set(skipped) == {0, 1}
     assert [line["guard_skipped"] for line in metrics(tmp_path / "two")] == skipped

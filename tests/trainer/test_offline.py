@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ import typer
 from datasets import Dataset
 from typer.testing import CliRunner
 
+from launching import TWO, launch
 from run_config import assert_close, metrics, writer
 from tokenpriority import Client
 from tokenpriority_trainer import PrioritySFTTrainer, ServerSource, Store, StoredSource, Weighting
@@ -248,12 +246,13 @@ def test_a_script_is_refused_what_cannot_be_checked_or_is_missing(server: str, s
         next(StoredSource(Store.open(store)).stream([batch]))
 
 
-TWO = """
+SCRIPT = """
 import sqlite3, sys
 from pathlib import Path
 from tokenpriority_trainer.config import load_config
 from tokenpriority_trainer.errors import ConfigError
 from tokenpriority_trainer.fetching import fetch_weights
+from tokenpriority_trainer.group import end_group
 from tokenpriority_trainer.run import run
 import torch.distributed as dist
 
@@ -269,7 +268,7 @@ try:
     run(load_config(Path(offline)), offline=True)
 except ConfigError as error:
     print(f"{dist.get_rank()} refused: {error}", flush=True)
-dist.destroy_process_group()
+end_group()
 """
 
 
@@ -284,17 +283,8 @@ def test_two_processes_fetch_train_and_refuse_alike(write: Write, server: str, s
     whole = {"url": server, "store": store, **PRIFT}
     two = {"model": model, "training": {**sgd, "gradient_accumulation_steps": 1}}
     files = [write("fetch", priorities=whole, **two), write("two", priorities={"store": store, **PRIFT}, **two)]
-    (tmp_path / "both.py").write_text(TWO, encoding="utf-8")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    done = subprocess.run(
-        [*launch, str(tmp_path / "both.py"), *map(str, files), store],
-        capture_output=True,
-        text=True,
-        timeout=280,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    (tmp_path / "both.py").write_text(SCRIPT, encoding="utf-8")
+    done = launch(*TWO, str(tmp_path / "both.py"), *map(str, files), store)
     assert done.stdout.count("holds all 24 documents") == 1
     for rank in (0, 1):
         assert f"{rank} refused: priorities.store: {store} lacks 1 of 24 documents" in done.stdout

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import TrainerCallback
 
 from html_page import Page
+from launching import TWO, launch
 from run_config import metrics
 from signed_rows import counts, one_pass, weights
 from tokenpriority_trainer.config import load_config
@@ -64,15 +62,7 @@ def test_tensorboard_gets_every_figure_of_every_step(make: Callable[..., Path]) 
 @pytest.mark.slow
 def test_two_processes_report_the_weights_of_both(make: Callable[..., Path]) -> None:
     config = make("two", gradient_accumulation_steps=1)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    done = subprocess.run(
-        [*launch, "-m", "tokenpriority_trainer", str(config)],
-        capture_output=True,
-        text=True,
-        timeout=280,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
+    done = launch(*TWO, "-m", "tokenpriority_trainer", str(config))
     page = Page((config.with_suffix("") / "report.html").read_text(encoding="utf-8"))
     assert counts() in page.by_id["histogram"]
     assert "not written" not in done.stderr

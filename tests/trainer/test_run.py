@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+import leaving
+from launching import TWO, launch
 from run_config import assert_close, metrics, parameters, writer
 from tokenpriority.errors import InvalidParameter, NotFound, TokenPriorityError
 from tokenpriority_trainer.config import load_config
@@ -100,12 +100,7 @@ def test_two_processes_take_the_step_of_one(
     run(load_config(write("one", priorities=priorities, training=sgd)))
     asked.append(answered_tokens(server))
     two = write("two", priorities=priorities, training={**sgd, "gradient_accumulation_steps": 1})
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*launch, "-m", "tokenpriority_trainer", str(two)], capture_output=True, text=True, timeout=280, env=environment
-    )
-    assert done.returncode == 0, done.stderr
+    launch(*TWO, str(leaving.__file__), str(two))
     asked.append(answered_tokens(server))
     assert_close(tmp_path / "two", tmp_path / "one", atol=1e-5)
     one, both = metrics(tmp_path / "one"), metrics(tmp_path / "two")

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import tomllib
 from collections.abc import Callable
 from functools import cache
@@ -21,26 +18,16 @@ from accelerate.commands.launch import launch_command_parser
 import cpu_shards
 import sharded
 import tokenpriority_trainer
+from launching import TWO, launch
 from live_truth import assert_same
 from run_config import assert_close, metrics, parameters, writer
 from tokenpriority_trainer.config import load_config, training_arguments
 from tokenpriority_trainer.run import run
 
 EXAMPLES = Path(tokenpriority_trainer.__file__).parents[1] / "examples"
-SUPPORT = Path(sharded.__file__).parent
 Steps = dict[str, dict[str, Any]]
 
 pytestmark = pytest.mark.slow
-
-
-def launch(command: list[str], *path: Path, **environment: str) -> None:
-    """Run a module of these arguments, with the support modules and `path` on its search path."""
-    searched = os.pathsep.join(map(str, [*path, SUPPORT]))
-    whole = {**os.environ, "OMP_NUM_THREADS": "1", **environment, "PYTHONPATH": searched}
-    done = subprocess.run(
-        [sys.executable, "-m", *command], capture_output=True, text=True, timeout=280, env=whole, check=False
-    )
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +56,7 @@ def folder(save_student: Callable[..., Path], text: str, tmp_path_factory: pytes
 @pytest.fixture(scope="module")
 def launched(folder: Path) -> dict[str, Steps]:
     """What every case came to in two processes, by kind, in a launch that also left the runs in the folder."""
-    script = ["torch.distributed.run", "--nproc_per_node=2", "--standalone", str(sharded.__file__), str(folder)]
-    launch(script, **cpu_shards.ENVIRONMENT)
+    launch(*TWO, str(sharded.__file__), str(folder), environment=cpu_shards.ENVIRONMENT)
     return {kind: torch.load(folder / f"{kind}.pt") for kind in sharded.KINDS}
 
 
@@ -181,7 +167,7 @@ def test_accelerate_launches_the_example(folder: Path, text: str, tmp_path: Path
 
     two = split("two", 1, 2, use_cpu=False)
     command = ["accelerate.commands.launch", "--config_file", str(accelerated), "-m", "tokenpriority_trainer", str(two)]
-    launch(command, tmp_path, **cpu_shards.ENVIRONMENT)
+    launch(*command, path=(tmp_path,), environment=cpu_shards.ENVIRONMENT)
     run(load_config(split("one", 4, 1)))
     begun, one, both = (parameters(path) for path in (folder / "untied", tmp_path / "one", tmp_path / "two"))
     for name, value in begun.items():

@@ -45,6 +45,9 @@ def train(
             from tokenpriority_trainer.run import run
 
             run(settings, resume=resume, allow_changes=allow_changes, offline=offline)
+        from tokenpriority_trainer.group import end_group
+
+        end_group()
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("tokenpriority"):
             raise  # a bug of ours, not a missing library
