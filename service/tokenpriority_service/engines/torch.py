@@ -24,7 +24,7 @@ from tokenpriority_service.engines.fingerprint import model_fingerprint
 from tokenpriority_service.engines.head import Head
 from tokenpriority_service.engines.probe import check_model
 from tokenpriority_service.engines.scorer import Scorer
-from tokenpriority_service.engines.worker import Worker
+from tokenpriority_service.engines.worker import Plan, Run, Worker
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DEVICES = ("cpu", "cuda")
@@ -55,6 +55,23 @@ class TorchEngine:
         threads: int | None = None,
     ) -> None:
         _check_settings(dtype, device, max_batch_tokens, threads)
+        # On the worker's thread, where scoring will be: OpenMP keeps threads for each thread that computes, and two
+        # such sets on the same cores sleep and wake at every loop, at a third of the speed.
+        load = partial(self._load, model, dtype, device, max_model_len, max_batch_tokens, logits_bytes, threads)
+        self._worker = Worker(load, name=f"torch engine {model}")
+
+    def _load(
+        self,
+        model: str,
+        dtype: str,
+        device: str,
+        max_model_len: int | None,
+        max_batch_tokens: int,
+        logits_bytes: int,
+        threads: int | None,
+    ) -> tuple[Run, Plan]:
+        if threads is not None:
+            torch.set_num_threads(threads)  # of the calling thread
         loaded = _load_model(model, DTYPES[dtype], device)
         head = Head(loaded, logits_bytes)
         length = _max_model_len(loaded.config.get_text_config(), max_model_len)
@@ -73,10 +90,8 @@ class TorchEngine:
             signals=ENGINE_SIGNALS,
             length_bounds=bounds,
         )
-        self._threads = threads
         self._scorer: Scorer | None = Scorer(loaded, head)
-        plan = partial(plan_batches, max_tokens=max_batch_tokens, bounds=bounds)
-        self._worker = Worker(self._run, plan, name=f"torch engine {model}")
+        return self._run, partial(plan_batches, max_tokens=max_batch_tokens, bounds=bounds)
 
     @property
     def info(self) -> EngineInfo:
@@ -109,8 +124,6 @@ class TorchEngine:
 
     def _run(self, jobs: Sequence[Job]) -> list[Rows | Exception]:
         assert self._scorer is not None, "the worker has ended before the scorer is freed"
-        if self._threads is not None:
-            torch.set_num_threads(self._threads)  # of the calling thread, which is the worker's
         try:
             return self._scorer.score(jobs)
         except torch.OutOfMemoryError:

@@ -1,7 +1,7 @@
 """One thread that works off the jobs of many concurrent calls in batches.
 
-Knows waiting, batching order, cancellation and what becomes of an error. Knows nothing of models: it is given `plan`
-(lengths to batches) and `run` (a batch of jobs to their results).
+Knows waiting, batching order, cancellation and what becomes of an error. Knows nothing of models: it is given `run` (a
+batch of jobs to their results) and `plan` (lengths to batches), which are made on the thread too.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from tokenpriority.errors import EngineFault, Unavailable
 from tokenpriority_service.engines.engine import Job, Rows
 
 Result = Rows | Exception
+Run = Callable[[Sequence[Job]], list[Result]]
+Plan = Callable[[Sequence[int]], list[list[int]]]
 _log = logging.getLogger(__name__)
 
 
@@ -54,25 +56,21 @@ class _Item:
 class Worker:
     """Runs batches of jobs on a thread of its own, from construction until `close`.
 
+    `begin` runs first, on that thread; the constructor waits for it and raises what it raises.
+
     All that waits when the thread is free becomes one wave, planned together whichever calls it came from; what
     arrives meanwhile is the next wave, so nothing waits for more than the waves before it.
     """
 
-    def __init__(
-        self,
-        run: Callable[[Sequence[Job]], list[Result]],
-        plan: Callable[[Sequence[int]], list[list[int]]],
-        *,
-        name: str,
-    ) -> None:
-        self._run = run
-        self._plan = plan
+    def __init__(self, begin: Callable[[], tuple[Run, Plan]], *, name: str) -> None:
         self._waiting: list[_Item] = []
         self._closed = False
         self._changed = threading.Condition()
+        begun: Future[None] = Future()
         # A daemon: a process whose owner forgot `close` still ends.
-        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread = threading.Thread(target=self._live, args=(begin, begun), name=name, daemon=True)
         self._thread.start()
+        begun.result()
 
     async def score(self, jobs: Sequence[Job]) -> list[Result]:
         """The result of each job, in order. A cancelled call drops the jobs whose batch has not begun."""
@@ -93,6 +91,15 @@ class Worker:
             self._closed = True
             self._changed.notify()
         await asyncio.to_thread(self._thread.join)
+
+    def _live(self, begin: Callable[[], tuple[Run, Plan]], begun: Future[None]) -> None:
+        try:
+            self._run, self._plan = begin()
+        except BaseException as error:
+            begun.set_exception(error)
+            return
+        begun.set_result(None)
+        self._work()
 
     def _work(self) -> None:
         while wave := self._next_wave():

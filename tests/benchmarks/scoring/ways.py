@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import multiprocessing
 import os
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ import httpx
 import numpy as np
 import uvicorn
 
-from scoring import memory
+from scoring import memory, padded
 from scoring.clients import Clients
 from scoring.way import Way
 from tokenpriority_service.app import create_app
@@ -27,7 +29,6 @@ from tokenpriority_service.configuration.settings import read
 from tokenpriority_service.engines import Engine, Job, load_engine
 
 MODEL = "scored"
-_PADDED_ROWS = 8
 
 
 @contextlib.contextmanager
@@ -40,7 +41,10 @@ def ways(path: Path, dtype: str, threads: int, *, quick: bool) -> Iterator[list[
             stack.enter_context(_serve(path, dtype)),
         ]
         if not quick:
-            found += [stack.enter_context(_torch(path, dtype, threads)), _transformers(path, dtype)]
+            found += [
+                stack.enter_context(_torch(path, dtype, threads)),
+                stack.enter_context(_transformers(path, dtype, threads)),
+            ]
         yield found
 
 
@@ -160,24 +164,12 @@ def _serve(path: Path, dtype: str) -> Iterator[Way]:
             child.terminate()
 
 
-def _transformers(path: Path, dtype: str) -> Way:
-    """What one would write first: padded batches, full logits, the target's log-probability."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    load: Any = AutoModelForCausalLM.from_pretrained
-    model = load(path, dtype=getattr(torch, dtype)).eval()
-
-    @torch.inference_mode()
-    def score(batch: list[list[int]]) -> None:
-        for start in range(0, len(batch), _PADDED_ROWS):
-            ids = torch.nn.utils.rnn.pad_sequence(
-                [torch.tensor(row) for row in batch[start : start + _PADDED_ROWS]], True
-            )
-            for row, targets in zip(model(input_ids=ids).logits, ids, strict=True):
-                row[:-1].float().log_softmax(-1).gather(1, targets[1:, None])
-
-    return Way(Way.PLAIN, score)
+@contextlib.contextmanager
+def _transformers(path: Path, dtype: str, threads: int) -> Iterator[Way]:
+    """In a process of its own, as everyone has it: another's OpenMP threads in the same process would slow both."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, spawn, padded.load, (path, dtype, threads)) as process:
+        yield Way(Way.PLAIN, lambda batch: process.submit(padded.score, batch).result())
 
 
 def _wait_for(url: str, child: subprocess.Popen[bytes] | None = None) -> None:

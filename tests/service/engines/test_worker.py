@@ -12,7 +12,7 @@ import pytest
 
 from tokenpriority.errors import EngineFault, Unavailable
 from tokenpriority_service.engines import Job
-from tokenpriority_service.engines.worker import Worker
+from tokenpriority_service.engines.worker import Plan, Run, Worker
 
 
 def job(first: int, length: int = 2) -> Job:
@@ -45,11 +45,15 @@ class Bench:
         return [list(range(len(lengths)))[at : at + self._size] for at in range(0, len(lengths), self._size)]
 
     def worker(self) -> Worker:
-        return Worker(self.run, self.plan, name="bench")
+        return Worker(lambda: (self.run, self.plan), name="bench")
 
     async def hold(self) -> None:
         """Wait until a batch is running; it stays inside until `release` is set."""
         await asyncio.to_thread(self.inside.wait, 30)
+
+
+def one_batch(lengths: Sequence[int]) -> list[list[int]]:
+    return [list(range(len(lengths)))]
 
 
 def values(results: Sequence[Any]) -> list[Any]:
@@ -119,7 +123,7 @@ def test_an_error_of_one_job_beside_results_is_kept_as_it_is() -> None:
     fault = EngineFault("position 3")
 
     async def scenario() -> list[Any]:
-        worker = Worker(lambda jobs: [fault for _ in jobs], lambda lengths: [list(range(len(lengths)))], name="x")
+        worker = Worker(lambda: (lambda jobs: [fault for _ in jobs], one_batch), name="x")
         results: list[Any] = await worker.score([job(1), job(2)])
         await worker.close()
         return results
@@ -144,7 +148,7 @@ def test_a_bug_answers_every_caller(broken: str) -> None:
         return results[:-1] if broken == "run" and len(calls) == 1 else results
 
     async def scenario() -> tuple[list[Any], list[Any]]:
-        worker = Worker(run, plan, name="x")
+        worker = Worker(lambda: (run, plan), name="x")
         first = await worker.score([job(1), job(2)])
         second = await worker.score([job(3)])
         await worker.close()
@@ -176,6 +180,42 @@ def test_close_ends_what_has_not_begun() -> None:
     assert isinstance(third, Unavailable)
     assert bench.ran == [[1]]
     assert not [each for each in threading.enumerate() if each.name == "bench"]
+
+
+def test_all_happens_on_one_thread() -> None:
+    """As OpenMP wants it, which keeps threads for every thread that computes."""
+    seen: list[int] = []
+
+    def begin() -> tuple[Run, Plan]:
+        seen.append(threading.get_ident())
+        return run, one_batch
+
+    def run(jobs: Sequence[Job]) -> list[Any]:
+        seen.append(threading.get_ident())
+        return bench.run(jobs)
+
+    bench = Bench()
+
+    async def scenario() -> None:
+        worker = Worker(begin, name="bench")
+        await asyncio.gather(*(worker.score([job(n)]) for n in range(3)))
+        await worker.close()
+
+    asyncio.run(scenario())
+    assert len(seen) > 1
+    assert set(seen) == {seen[0]} != {threading.get_ident()}
+
+
+def test_what_cannot_begin_raises_and_leaves_no_thread() -> None:
+    def begin() -> tuple[Run, Plan]:
+        raise ValueError("model: no such folder")
+
+    with pytest.raises(ValueError, match="model: no such folder"):
+        Worker(begin, name="never begun")
+    for each in threading.enumerate():
+        if each.name == "never begun":
+            each.join(30)
+            assert not each.is_alive()
 
 
 def test_no_jobs_are_no_work() -> None:
