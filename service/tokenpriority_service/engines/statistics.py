@@ -28,8 +28,8 @@ TOP = 20
 """Of how many tokens `entropy_top20` is the entropy."""
 
 # Elements of the block all passes run over before the next is begun. On a CPU one block and its two temporaries stay
-# in the cache, 3 MiB for each thread (three times faster than passes over 256 MiB; torch gives a thread no less than
-# 2**15 elements); on a GPU they only have to fill the device.
+# in the cache, 3 MiB for each thread (three times faster than passes over 256 MiB); on a GPU they only have to fill the
+# device.
 _CPU_BLOCK_OF_A_THREAD = 1 << 18
 _GPU_BLOCK = 1 << 24
 
@@ -67,7 +67,7 @@ def token_statistics(
 
     `fused` runs one kernel made by torch.compile over all rows, two to three times as fast on a CPU, without
     temporaries; ask `can_fuse` first. Otherwise two [b, V] float32 temporaries exist beside the logits, b rows being
-    one block (at least one row; 1 MiB for each thread of a CPU, 64 MiB on a GPU).
+    one block (at least one row; about 1 MiB for each thread of a CPU, 64 MiB on a GPU).
     """
     largest = _largest(logits, shard) if top20 else None
     start = 0 if shard is None else shard.start
@@ -149,8 +149,12 @@ def _blocks(logits: Tensor) -> list[slice]:
 
 
 def _block_size(logits: Tensor) -> int:
-    elements = _GPU_BLOCK if logits.is_cuda else _CPU_BLOCK_OF_A_THREAD * torch.get_num_threads()
-    return max(1, elements // logits.shape[1])
+    """Rows of a block: on a CPU as many for every thread, since torch shares sums out by rows and all else by elements,
+    and what one thread wrote another is slow to read (3 rows on 2 threads take twice the time of 2 or 4).
+    """
+    if logits.is_cuda:
+        return max(1, _GPU_BLOCK // logits.shape[1])
+    return torch.get_num_threads() * max(1, round(_CPU_BLOCK_OF_A_THREAD / logits.shape[1]))
 
 
 def _space(logits: Tensor) -> Tensor:
