@@ -29,6 +29,9 @@ from tokenpriority_service.engines.worker import Plan, Run, Worker
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DEVICES = ("cpu", "cuda")
 
+_THREADS = torch.get_num_threads()
+"""What torch takes by itself, read before an engine sets another number, which new threads would take over."""
+
 
 class TorchEngine:
     """Scores with a transformers causal LM; loads it at once, then owns one thread until `close`.
@@ -57,7 +60,8 @@ class TorchEngine:
         _check_settings(dtype, device, max_batch_tokens, threads)
         # On the worker's thread, where scoring will be: OpenMP keeps threads for each thread that computes, and two
         # such sets on the same cores sleep and wake at every loop, at a third of the speed.
-        load = partial(self._load, model, dtype, device, max_model_len, max_batch_tokens, logits_bytes, threads)
+        self._threads = threads if threads is not None else _THREADS
+        load = partial(self._load, model, dtype, device, max_model_len, max_batch_tokens, logits_bytes)
         self._worker = Worker(load, name=f"torch engine {model}")
 
     def _load(
@@ -68,10 +72,8 @@ class TorchEngine:
         max_model_len: int | None,
         max_batch_tokens: int,
         logits_bytes: int,
-        threads: int | None,
     ) -> tuple[Run, Plan]:
-        if threads is not None:
-            torch.set_num_threads(threads)  # of the calling thread
+        torch.set_num_threads(self._threads)
         loaded = _load_model(model, DTYPES[dtype], device)
         head = Head(loaded, logits_bytes)
         length = _max_model_len(loaded.config.get_text_config(), max_model_len)
@@ -124,6 +126,7 @@ class TorchEngine:
 
     def _run(self, jobs: Sequence[Job]) -> list[Rows | Exception]:
         assert self._scorer is not None, "the worker has ended before the scorer is freed"
+        torch.set_num_threads(self._threads)  # another engine may have set MKL's, which all threads share
         try:
             return self._scorer.score(jobs)
         except torch.OutOfMemoryError:

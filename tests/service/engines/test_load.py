@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from tokenpriority.evidence import OPTIONAL_SIGNALS, SIGNALS
-from tokenpriority_service.engines import load_engine
+from tokenpriority_service.engines import Job, load_engine
+from tokenpriority_service.engines.scorer import Scorer
 from tokenpriority_service.engines.torch import TorchEngine
 
 Open = Callable[..., TorchEngine]
@@ -41,6 +44,25 @@ def test_info_describes_the_model(lab: Any, open_engine: Open) -> None:
 def test_settings_out_of_range_are_refused(lab: Any, settings: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         load_engine("torch", model=str(lab.saved("llama")), **settings)
+
+
+def test_each_engine_computes_with_its_own_threads(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that says nothing, whose thread would take over what the last one set."""
+    seen: list[int] = []
+    score = Scorer.score
+
+    def watched(scorer: Scorer, jobs: Any) -> Any:
+        seen.append(torch.get_num_threads())
+        return score(scorer, jobs)
+
+    monkeypatch.setattr(Scorer, "score", watched)
+    by_itself, asked = torch.get_num_threads(), (3, None, 2)
+    engines = [TorchEngine(str(lab.saved("llama")), threads=threads) for threads in asked]
+    for engine in [*engines, *engines]:
+        lab.score(engine, [Job(np.arange(5, dtype=np.uint32))])
+    for engine in engines:
+        asyncio.run(engine.close())
+    assert seen == [3, by_itself, 2] * 2
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")
