@@ -80,9 +80,9 @@ def save_model(folder: Path) -> None:
 
 @contextlib.contextmanager
 def server(folder: Path, models: dict[str, dict[str, Any]]) -> Iterator[httpx.Client]:
-    """A ready server in a process of its own, with one model per engine, named after it."""
+    """A ready server in a process of its own, with one model per engine, named after it; its evidence ends with it."""
     config = folder / "server.toml"
-    lines = ["[server]", "port = 0"]
+    lines = ["[server]", "port = 0", "[database]", 'url = "sqlite://"']  # another run's evidence would be found
     for kind, settings in models.items():
         lines += [f"[models.{kind}]", f'engine = "{kind}"', *(f"{k} = {json.dumps(v)}" for k, v in settings.items())]
     config.write_text("\n".join(lines))
