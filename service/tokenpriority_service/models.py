@@ -130,16 +130,14 @@ class Models:
         try:
             engine = await _in_thread(make, abandoned=_close)
             models = await _in_thread(functools.partial(self._models, host, engine))
-        except BaseException as error:
-            if not isinstance(error, Exception):  # the server is stopping
-                if engine is not None:
-                    await _closed(host, engine)
-                raise
+        except Exception as error:
             self._errors[host] = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
             logger.error("model %s failed to load: %s", host, self._errors[host])
-            if engine is not None:
-                await _closed(host, engine)
+            await _closed(host, engine)
             return
+        except BaseException:  # the server is stopping
+            await _closed(host, engine)
+            raise
         feed = self._feed(host, engine)
         for name, (each, text, tokenizer) in models.items():
             self._ready[name] = Model(name, each, Dispatcher(feed, each, name=name), text, tokenizer)
@@ -223,10 +221,11 @@ def _text_side(engine: Engine) -> tuple[Engine, Text | None, str]:
     return engine, None if tokenizer is None else Text(tokenizer), tokenizer_fingerprint(tokenizer)
 
 
-async def _closed(name: str, engine: Engine) -> None:
-    """Free an engine; that it cannot even be closed is nobody else's trouble."""
+async def _closed(name: str, engine: Engine | None) -> None:
+    """Free an engine, if there is one; that it cannot even be closed is nobody else's trouble."""
     try:
-        await engine.close()
+        if engine is not None:
+            await engine.close()
     except Exception:
         logger.exception("model %s could not be closed", name)
 

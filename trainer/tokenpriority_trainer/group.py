@@ -12,7 +12,7 @@ from accelerate import PartialState
 
 
 def end_group() -> None:
-    """End the processes' group, of one process too, where there is one; all call this, after their last collective.
+    """End the group, where there is one; every process of it calls this, after its last collective.
 
     Not for a process that has failed: another may still wait for it in a collective, and this would wait with it.
     """

@@ -58,9 +58,9 @@ class TorchEngine:
         threads: int | None = None,
     ) -> None:
         _check_settings(dtype, device, max_batch_tokens, threads)
+        self._threads = threads if threads is not None else _THREADS
         # On the worker's thread, where scoring will be: OpenMP keeps threads for each thread that computes, and two
         # such sets on the same cores sleep and wake at every loop, at a third of the speed.
-        self._threads = threads if threads is not None else _THREADS
         load = partial(self._load, model, dtype, device, max_model_len, max_batch_tokens, logits_bytes)
         self._worker = Worker(load, name=f"torch engine {model}")
 

@@ -1,4 +1,4 @@
-"""The ways, opened and closed: engines in this process, a server of ours, a `vllm serve` of its own."""
+"""The ways, opened and closed: our engines and server in this process, `vllm serve` and transformers in their own."""
 
 from __future__ import annotations
 
